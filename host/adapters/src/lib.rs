@@ -1,0 +1,1 @@
+//! Drystone's adapters: PEFT adapters: manifests, weights, local pairs, catalogue.

@@ -1,0 +1,1 @@
+//! Drystone's collective: Sums and gathers across the ranks of a group.

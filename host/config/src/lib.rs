@@ -1,0 +1,1 @@
+//! Drystone's config: TOML deployments: raw text to checked settings.

@@ -1,0 +1,3 @@
+//! The drystone binary: builds the parts and wires them.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Drystone's engine: Sequences, scheduling, sampling settings, text, and the loop.

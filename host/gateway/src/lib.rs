@@ -1,0 +1,1 @@
+//! Drystone's gateway: HTTP and the OpenAI JSON.

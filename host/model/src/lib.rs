@@ -1,0 +1,1 @@
+//! Drystone's model: What one rank computes.

@@ -1,0 +1,1 @@
+//! Drystone's kernels: The operations a rank computes with: trait, reference and backends.
