@@ -1,1 +1,3 @@
-//! Drystone's collective: Sums and gathers across the ranks of a group.
+//! Sums and gathers across the ranks of a group, counted by purpose.
+
+pub mod comm;

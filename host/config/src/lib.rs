@@ -1,1 +1,6 @@
-//! Drystone's config: TOML deployments: raw text to checked settings.
+//! TOML deployments: raw text in, checked settings out.
+//!
+//! The only crate that reads TOML or the environment. [`settings`] is what the rest of the host
+//! sees; every value in it has been checked.
+
+pub mod settings;

@@ -1,0 +1,42 @@
+//! The contract of a collective: what ranks may ask of each other.
+
+use contract::counts::Purpose;
+
+/// A collective that did not happen. The group is lost: its ranks no longer agree.
+#[derive(Debug, thiserror::Error)]
+pub enum CommError {
+    /// Another rank failed or left.
+    #[error("a peer rank left the group")]
+    PeerLost,
+    /// Nobody answered in time.
+    #[error("waited {seconds} s for the peer ranks")]
+    Timeout {
+        /// How long.
+        seconds: u64,
+    },
+    /// The library below said no.
+    #[error("{0}")]
+    Library(String),
+}
+
+/// One rank's end of a group. All ranks call the same methods in the same order.
+pub trait Comm<B>: Send {
+    /// This rank, from 0.
+    fn rank(&self) -> usize;
+
+    /// Ranks in the group.
+    fn ranks(&self) -> usize;
+
+    /// Replaces the first `elements` of `buf` by their sum over all ranks, taken in rank order.
+    fn all_reduce_sum(&mut self, buf: &mut B, elements: usize, why: Purpose)
+    -> Result<(), CommError>;
+
+    /// Fills `whole` with the first `elements` of every rank's `part`, in rank order.
+    fn all_gather(
+        &mut self,
+        part: &B,
+        whole: &mut B,
+        elements: usize,
+        why: Purpose,
+    ) -> Result<(), CommError>;
+}

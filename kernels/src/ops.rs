@@ -1,0 +1,263 @@
+//! The contract of a backend: everything that one rank computes.
+//!
+//! Matrices are row-major. `rows` counts rows of the batch; a buffer may be longer than what an
+//! operation writes. Activations have the element type that suits the backend (f32 on the CPU, the
+//! model's own on a GPU); sums are taken in f32 and in an order that depends on neither the batch
+//! nor the clock, so a row computed alone equals the same row computed in a batch, bit for bit.
+
+use std::sync::Arc;
+
+use contract::adapter::{Exchange, Slot};
+use contract::step::{Answer, Batch};
+use contract::tensor::DType;
+
+use crate::error::Result;
+use crate::lora::{SiteShape, SlotPairs};
+
+/// Rows of a weight in host memory, possibly columns of a wider matrix.
+#[derive(Clone, Copy, Debug)]
+pub struct WeightView<'a> {
+    /// Element type of `bytes`.
+    pub dtype: DType,
+    /// Rows.
+    pub rows: usize,
+    /// Elements of a row.
+    pub cols: usize,
+    /// Elements from the start of a row to the start of the next.
+    pub stride: usize,
+    /// Little-endian elements, starting at the first row's first element. A view with rows but no
+    /// bytes stands for zeros.
+    pub bytes: &'a [u8],
+}
+
+/// What a new activation buffer is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// Activations between layers.
+    Activation,
+    /// Logits and shrunk activations: f32 everywhere.
+    Full,
+}
+
+/// Attention heads of one rank. A row of fused queries, keys and values is
+/// `[queries * dim | keys_values * dim | keys_values * dim]`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Heads {
+    /// Query heads.
+    pub queries: usize,
+    /// Key heads, and as many value heads; divides `queries`.
+    pub keys_values: usize,
+    /// Width of a head.
+    pub dim: usize,
+    /// Factor on query-key products.
+    pub scale: f32,
+    /// A row sees this many positions, itself included; `None` sees all before it.
+    pub window: Option<usize>,
+}
+
+impl Heads {
+    /// Width of a fused row.
+    pub fn fused(&self) -> usize {
+        (self.queries + 2 * self.keys_values) * self.dim
+    }
+}
+
+/// Dimensions of the KV cache of one layer.
+#[derive(Clone, Copy, Debug)]
+pub struct CacheShape {
+    /// Blocks.
+    pub blocks: usize,
+    /// Positions in a block.
+    pub block_tokens: usize,
+    /// Key heads of this rank.
+    pub heads: usize,
+    /// Width of a head.
+    pub dim: usize,
+    /// Element type.
+    pub dtype: DType,
+}
+
+/// Normalisation weights of query and key heads (Qwen3).
+pub struct HeadNorm<'a, W> {
+    /// `[dim]`.
+    pub queries: &'a W,
+    /// `[dim]`.
+    pub keys: &'a W,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
+/// One backend on one rank.
+pub trait Ops: Send + 'static {
+    /// Activations.
+    type Buf: Send;
+    /// A weight matrix `[out, in]`, or a vector `[1, n]`.
+    type Weight: Send + Sync;
+    /// Keys and values of one layer.
+    type Cache: Send;
+    /// Adapter pairs of one site, all slots.
+    type Site: Send;
+    /// The index data of a batch, where the backend needs it.
+    type Step;
+
+    /// A zeroed buffer of `elements`.
+    fn buf(&mut self, elements: usize, precision: Precision) -> Result<Self::Buf>;
+
+    /// A weight of the views' rows, one view below the other, kept as `dtype`.
+    fn weight(&mut self, parts: &[WeightView<'_>], dtype: DType) -> Result<Self::Weight>;
+
+    /// An empty cache.
+    fn cache(&mut self, shape: CacheShape) -> Result<Self::Cache>;
+
+    /// An empty site whose pairs are kept as `dtype`.
+    fn site(&mut self, shape: SiteShape, dtype: DType) -> Result<Self::Site>;
+
+    /// Fills one slot of a site; its former content is gone.
+    fn site_load(&mut self, site: &mut Self::Site, pairs: &SlotPairs<'_>) -> Result<()>;
+
+    /// Empties one slot of a site and frees its memory.
+    fn site_unload(&mut self, site: &mut Self::Site, slot: Slot);
+
+    /// Brings a batch's index data to where the operations need it.
+    fn step(&mut self, batch: &Arc<Batch>) -> Result<Self::Step>;
+
+    /// `out[row] = table[token - first]`; zeros where the token is not in this rank's table.
+    fn embed(
+        &mut self,
+        table: &Self::Weight,
+        first: u32,
+        step: &Self::Step,
+        out: &mut Self::Buf,
+    ) -> Result<()>;
+
+    /// `out = x / rms(x) * weight`, with `eps` added to the mean square.
+    fn rms_norm(
+        &mut self,
+        x: &Self::Buf,
+        weight: &Self::Weight,
+        eps: f32,
+        rows: usize,
+        out: &mut Self::Buf,
+    ) -> Result<()>;
+
+    /// `residual += delta`.
+    fn add(&mut self, delta: &Self::Buf, elements: usize, residual: &mut Self::Buf) -> Result<()>;
+
+    /// `out = x weight^T (+ bias)`, `x` `[rows, in]`, `out` `[rows, out]`.
+    fn gemm(
+        &mut self,
+        x: &Self::Buf,
+        weight: &Self::Weight,
+        bias: Option<&Self::Weight>,
+        rows: usize,
+        out: &mut Self::Buf,
+    ) -> Result<()>;
+
+    /// Normalises every query and key head of fused rows by itself.
+    fn head_norm(
+        &mut self,
+        qkv: &mut Self::Buf,
+        heads: &Heads,
+        norm: &HeadNorm<'_, Self::Weight>,
+        rows: usize,
+    ) -> Result<()>;
+
+    /// Rotates the query and key heads of fused rows (rotate-half, as Hugging Face does) by
+    /// `table[position]`, whose rows are `[cos(dim / 2) | sin(dim / 2)]` in f32.
+    fn rope(
+        &mut self,
+        qkv: &mut Self::Buf,
+        heads: &Heads,
+        table: &Self::Weight,
+        step: &Self::Step,
+    ) -> Result<()>;
+
+    /// Writes the keys and values of fused rows into the cache.
+    fn kv_store(
+        &mut self,
+        qkv: &Self::Buf,
+        heads: &Heads,
+        step: &Self::Step,
+        cache: &mut Self::Cache,
+    ) -> Result<()>;
+
+    /// Causal attention of every row over its sequence's cached positions, its own included.
+    /// `out` is `[rows, queries * dim]`.
+    fn attention(
+        &mut self,
+        qkv: &Self::Buf,
+        heads: &Heads,
+        step: &Self::Step,
+        cache: &Self::Cache,
+        out: &mut Self::Buf,
+    ) -> Result<()>;
+
+    /// `out = silu(gate) * up`, rows of `gate_up` are `[gate(width) | up(width)]`.
+    fn silu_mul(
+        &mut self,
+        gate_up: &Self::Buf,
+        width: usize,
+        rows: usize,
+        out: &mut Self::Buf,
+    ) -> Result<()>;
+
+    /// `out[i] = x[picked[i]]`, rows of `width`.
+    fn pick_rows(
+        &mut self,
+        x: &Self::Buf,
+        width: usize,
+        picked: &[u32],
+        out: &mut Self::Buf,
+    ) -> Result<()>;
+
+    /// Elements that `lora_shrink` writes for this step and kind of exchange; 0 means that no row
+    /// has such a pair. Equal on all ranks.
+    fn lora_len(&self, site: &Self::Site, step: &Self::Step, exchange: Exchange) -> usize;
+
+    /// `h = x A^T` for every row and every pair of its slot that has this exchange, ragged as
+    /// [`crate::lora`] says.
+    fn lora_shrink(
+        &mut self,
+        x: &Self::Buf,
+        site: &Self::Site,
+        step: &Self::Step,
+        exchange: Exchange,
+        h: &mut Self::Buf,
+    ) -> Result<()>;
+
+    /// `y += h B^T` for the same rows and pairs. After [`Exchange::Gather`], `h` is the ranks'
+    /// shrunk activations one after the other, each `lora_len` long; a pair's lora rank is theirs
+    /// put side by side.
+    fn lora_expand(
+        &mut self,
+        h: &Self::Buf,
+        site: &Self::Site,
+        step: &Self::Step,
+        exchange: Exchange,
+        y: &mut Self::Buf,
+    ) -> Result<()>;
+
+    /// Answers `batch.queries[first..first + rows]` from their logits. `logits` is
+    /// `[parts][rows][part_width]` in f32, as an all-gather over ranks leaves it; columns from
+    /// `vocab` on are padding.
+    fn sample(
+        &mut self,
+        logits: &Self::Buf,
+        layout: &LogitsLayout,
+        batch: &Batch,
+        first: usize,
+    ) -> Result<Vec<Answer>>;
+}
+
+/// How gathered logits lie in memory.
+#[derive(Clone, Copy, Debug)]
+pub struct LogitsLayout {
+    /// Ranks that contributed.
+    pub parts: usize,
+    /// Rows of logits.
+    pub rows: usize,
+    /// Tokens of one rank.
+    pub part_width: usize,
+    /// Tokens in all.
+    pub vocab: usize,
+}

@@ -1,0 +1,1 @@
+//! The specification: every operation in plain loops with f32 accumulation.
