@@ -1,1 +1,5 @@
-//! The one test binary.
+//! The one test binary: what needs more than one crate, or the whole program.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+/// Who may know whom, and the sizes that keep files readable.
+mod tidy;
