@@ -3,8 +3,10 @@
 //! [`ops::Ops`] is the contract. [`reference`] is its specification in plain loops with f32
 //! accumulation; every other backend is held to it by one parity test over one list of shapes.
 
-pub mod ops;
-pub mod lora;
-pub mod error;
-pub mod reference;
 pub mod cpu;
+mod element;
+pub mod error;
+pub mod lora;
+pub mod ops;
+pub mod reference;
+mod sampling;

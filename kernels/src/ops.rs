@@ -30,6 +30,17 @@ pub struct WeightView<'a> {
     pub bytes: &'a [u8],
 }
 
+impl<'a> WeightView<'a> {
+    /// The elements of one row; `None` stands for zeros.
+    pub fn row(&self, row: usize) -> Option<&'a [u8]> {
+        if self.bytes.is_empty() {
+            return None;
+        }
+        let start = row * self.stride * self.dtype.bytes();
+        Some(&self.bytes[start..][..self.cols * self.dtype.bytes()])
+    }
+}
+
 /// What a new activation buffer is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
@@ -102,6 +113,12 @@ pub trait Ops: Send + 'static {
 
     /// A zeroed buffer of `elements`.
     fn buf(&mut self, elements: usize, precision: Precision) -> Result<Self::Buf>;
+
+    /// Writes `values` to the start of a buffer.
+    fn write(&mut self, values: &[f32], buf: &mut Self::Buf) -> Result<()>;
+
+    /// The first `elements` of a buffer.
+    fn read(&mut self, buf: &Self::Buf, elements: usize) -> Result<Vec<f32>>;
 
     /// A weight of the views' rows, one view below the other, kept as `dtype`.
     fn weight(&mut self, parts: &[WeightView<'_>], dtype: DType) -> Result<Self::Weight>;
