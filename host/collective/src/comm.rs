@@ -28,8 +28,12 @@ pub trait Comm<B>: Send {
     fn ranks(&self) -> usize;
 
     /// Replaces the first `elements` of `buf` by their sum over all ranks, taken in rank order.
-    fn all_reduce_sum(&mut self, buf: &mut B, elements: usize, why: Purpose)
-    -> Result<(), CommError>;
+    fn all_reduce_sum(
+        &mut self,
+        buf: &mut B,
+        elements: usize,
+        why: Purpose,
+    ) -> Result<(), CommError>;
 
     /// Fills `whole` with the first `elements` of every rank's `part`, in rank order.
     fn all_gather(
