@@ -113,7 +113,11 @@ pub struct Resident<'a> {
 #[derive(Debug)]
 pub struct Residency {
     slots: Vec<Option<Occupant>>,
-    host: HashMap<String, Copy>,
+    /// Names of what lies in `slots`.
+    slot_of: HashMap<String, usize>,
+    host: HashMap<String, HostCopy>,
+    /// Sum over `host`.
+    host_bytes: usize,
     host_bytes_max: usize,
     /// Counts calls of `want`: the order of uses.
     uses: u64,
@@ -132,7 +136,7 @@ struct Occupant {
 
 /// What lies in host memory, or will.
 #[derive(Debug)]
-struct Copy {
+struct HostCopy {
     /// `None` while it is being loaded.
     generation: Option<Arc<Generation>>,
     bytes: usize,
@@ -144,7 +148,9 @@ impl Residency {
     pub fn new(limits: Limits) -> Self {
         Self {
             slots: (0..limits.slots_max).map(|_| None).collect(),
+            slot_of: HashMap::new(),
             host: HashMap::new(),
+            host_bytes: 0,
             host_bytes_max: limits.host_bytes_max,
             uses: 0,
         }
@@ -154,13 +160,13 @@ impl Residency {
     /// that the answer names is taken from then on.
     pub fn want(&mut self, entry: &Entry) -> Need {
         self.uses += 1;
-        if let Some(slot) = self.slot_of(&entry.name) {
+        if let Some(&slot) = self.slot_of.get(&entry.name) {
             return Need::Ready(self.lease(slot));
         }
         match self.host.get_mut(&entry.name) {
             None => self.load(entry),
-            Some(Copy { generation: None, .. }) => Need::Wait(Wait::Loading),
-            Some(Copy { generation: Some(generation), used, .. }) => {
+            Some(HostCopy { generation: None, .. }) => Need::Wait(Wait::Loading),
+            Some(HostCopy { generation: Some(generation), used, .. }) => {
                 *used = self.uses;
                 let generation = Arc::clone(generation);
                 self.activate(entry, generation)
@@ -177,20 +183,24 @@ impl Residency {
 
     /// The loader answers a [`Need::Load`] with an error. The next `want` tries again.
     pub fn failed(&mut self, name: &str) {
-        self.host.remove(name);
+        if self.place(name) == Place::Loading {
+            self.forget(name);
+        }
     }
 
     /// Empties a slot that the ranks refused to fill.
     pub fn vacate(&mut self, lease: Lease) {
-        self.slots[lease.slot.index()] = None;
+        if let Some(occupant) = self.slots[lease.slot.index()].take() {
+            self.slot_of.remove(&occupant.name);
+        }
     }
 
     /// Where an adapter is.
     pub fn place(&self, name: &str) -> Place {
         match self.host.get(name) {
-            _ if self.slot_of(name).is_some() => Place::Slot,
-            Some(Copy { generation: Some(_), .. }) => Place::Host,
-            Some(Copy { generation: None, .. }) => Place::Loading,
+            _ if self.slot_of.contains_key(name) => Place::Slot,
+            Some(HostCopy { generation: Some(_), .. }) => Place::Host,
+            Some(HostCopy { generation: None, .. }) => Place::Loading,
             None => Place::Disk,
         }
     }
@@ -210,11 +220,7 @@ impl Residency {
 
     /// Host memory in use or promised to loads, in bytes.
     pub fn host_bytes(&self) -> usize {
-        self.host.values().map(|copy| copy.bytes).sum()
-    }
-
-    fn slot_of(&self, name: &str) -> Option<usize> {
-        self.slots.iter().position(|slot| slot.as_ref().is_some_and(|held| held.name == name))
+        self.host_bytes
     }
 
     fn lease(&mut self, slot: usize) -> Lease {
@@ -237,6 +243,8 @@ impl Residency {
             used: self.uses,
         });
         let evicted = evicted.map(|occupant| occupant.name);
+        evicted.as_ref().and_then(|name| self.slot_of.remove(name));
+        self.slot_of.insert(entry.name.clone(), slot);
         Need::Activate { lease: self.lease(slot), generation, evicted }
     }
 
@@ -258,22 +266,28 @@ impl Residency {
         if self.vacant_slot().is_some() {
             self.make_room(entry.bytes);
         }
-        if self.host_bytes() + entry.bytes > self.host_bytes_max {
+        if self.host_bytes + entry.bytes > self.host_bytes_max {
             return Need::Wait(if loading > 0 { Wait::Loading } else { Wait::Slot });
         }
-        let copy = Copy { generation: None, bytes: entry.bytes, used: self.uses };
+        let copy = HostCopy { generation: None, bytes: entry.bytes, used: self.uses };
         self.host.insert(entry.name.clone(), copy);
+        self.host_bytes += entry.bytes;
         Need::Load
     }
 
     /// Drops the copies that nobody wanted for the longest time until `bytes` fit.
     fn make_room(&mut self, bytes: usize) {
-        while self.host_bytes() + bytes > self.host_bytes_max {
+        while self.host_bytes + bytes > self.host_bytes_max {
             let loaded = self.host.iter().filter(|(_, copy)| copy.generation.is_some());
-            let Some((oldest, _)) = loaded.min_by_key(|(_, copy)| copy.used) else { return };
-            let oldest = oldest.clone();
-            self.host.remove(&oldest);
+            let oldest = loaded.min_by_key(|(_, copy)| copy.used);
+            let Some(oldest) = oldest.map(|(name, _)| name.clone()) else { return };
+            self.forget(&oldest);
         }
+    }
+
+    fn forget(&mut self, name: &str) {
+        let copy = self.host.remove(name);
+        self.host_bytes -= copy.map_or(0, |copy| copy.bytes);
     }
 }
 
