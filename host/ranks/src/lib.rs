@@ -1,1 +1,7 @@
-//! Drystone's ranks: Rank threads and the group that makes them one executor.
+//! Rank threads, and the group that makes them one executor.
+
+mod backend;
+pub mod error;
+pub mod group;
+mod source;
+mod worker;

@@ -1,0 +1,90 @@
+//! Grouped-query attention (arXiv 2305.13245) over the paged KV cache, this rank's heads.
+
+use collective::comm::Comm;
+use contract::base::Projection;
+use kernels::ops::{CacheShape, HeadNorm, Heads, Ops};
+
+use crate::error::Result;
+use crate::linear::{ColumnLinear, RowLinear};
+use crate::loader::Loader;
+use crate::pass::{Activations, Pass};
+use crate::tensors::Norm;
+
+/// The attention block of one layer.
+pub struct Attention<O: Ops> {
+    pub qkv: ColumnLinear<O>,
+    head_norm: Option<HeadNormWeights<O>>,
+    pub output: RowLinear<O>,
+    cache: O::Cache,
+    heads: Heads,
+}
+
+struct HeadNormWeights<O: Ops> {
+    queries: O::Weight,
+    keys: O::Weight,
+    eps: f32,
+}
+
+impl<O: Ops> Attention<O> {
+    pub fn load(loader: &mut Loader<'_, O>, layer: usize) -> Result<Self> {
+        let heads = heads(loader);
+        let cache = CacheShape {
+            blocks: loader.plan.blocks,
+            block_tokens: loader.plan.block_tokens,
+            heads: heads.keys_values,
+            dim: heads.dim,
+            dtype: loader.plan.dtype,
+        };
+        Ok(Self {
+            qkv: ColumnLinear::load(loader, layer, &[Projection::Q, Projection::K, Projection::V])?,
+            head_norm: HeadNormWeights::load(loader, layer)?,
+            output: RowLinear::load(loader, layer, &[Projection::O])?,
+            cache: loader.ops.cache(cache)?,
+            heads,
+        })
+    }
+
+    /// Replaces `act.hidden` by what its rows attend to.
+    pub fn forward<C: Comm<O::Buf>>(
+        &mut self,
+        pass: &mut Pass<'_, O, C>,
+        act: &mut Activations<O>,
+    ) -> Result<()> {
+        self.qkv.forward(pass, &act.hidden, &mut act.fused)?;
+        if let Some(HeadNormWeights { queries, keys, eps }) = &self.head_norm {
+            let norm = HeadNorm { queries, keys, eps: *eps };
+            pass.ops.head_norm(&mut act.fused, &self.heads, &norm, pass.rows)?;
+        }
+        let (heads, step) = (&self.heads, pass.step);
+        pass.ops.rope(&mut act.fused, heads, pass.rope, step)?;
+        pass.ops.kv_store(&act.fused, heads, step, &mut self.cache)?;
+        pass.ops.attention(&act.fused, heads, step, &self.cache, &mut act.inner)?;
+        self.output.forward(pass, &act.inner, &mut act.hidden)
+    }
+}
+
+impl<O: Ops> HeadNormWeights<O> {
+    fn load(loader: &mut Loader<'_, O>, layer: usize) -> Result<Option<Self>> {
+        let config = loader.plan.config;
+        if !config.head_norm {
+            return Ok(None);
+        }
+        Ok(Some(Self {
+            queries: loader.norm(&config.norm(layer, Norm::Query))?,
+            keys: loader.norm(&config.norm(layer, Norm::Key))?,
+            eps: config.norm_eps,
+        }))
+    }
+}
+
+fn heads<O: Ops>(loader: &Loader<'_, O>) -> Heads {
+    let config = loader.plan.config;
+    let dim = config.shape.head_dim;
+    Heads {
+        queries: config.shape.heads / loader.ranks,
+        keys_values: config.shape.kv_heads_of(loader.rank, loader.ranks).len(),
+        dim,
+        scale: (dim as f32).sqrt().recip(),
+        window: config.window,
+    }
+}

@@ -1,0 +1,62 @@
+//! What the ranks of a group are built from, and how far they are.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use contract::tensor::DType;
+
+use crate::hf::ModelConfig;
+use crate::tensors::Tensor;
+use crate::weights::Weights;
+
+/// What every rank of a group is built from.
+#[derive(Clone, Copy)]
+pub struct Blueprint<'a> {
+    /// The model.
+    pub config: &'a ModelConfig,
+    /// Its weights.
+    pub weights: &'a Weights,
+    /// Element type of weights, KV cache and adapters.
+    pub dtype: DType,
+    /// Blocks of the KV cache.
+    pub blocks: usize,
+    /// Positions in a block.
+    pub block_tokens: usize,
+    /// Positions of the longest sequence.
+    pub positions_max: usize,
+    /// Rows of the largest batch.
+    pub rows_max: usize,
+    /// Adapters on the device at once.
+    pub slots_max: usize,
+    /// Told about loading.
+    pub progress: &'a Progress,
+}
+
+/// How far the loading of a model is, over all ranks.
+#[derive(Debug, Default)]
+pub struct Progress {
+    done: AtomicU64,
+    total: AtomicU64,
+}
+
+impl Progress {
+    /// Bytes of weights in place; 0 before loading starts.
+    pub fn done(&self) -> u64 {
+        self.done.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of the whole model; 0 before loading starts.
+    pub fn total(&self) -> u64 {
+        self.total.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn advance(&self, bytes: u64) {
+        self.done.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Starts over with what `config` weighs in `dtype`.
+    pub fn start(&self, config: &ModelConfig, dtype: DType) {
+        let elements: usize = config.tensors().iter().map(Tensor::elements).sum();
+        self.done.store(0, Ordering::Relaxed);
+        self.total.store((elements * dtype.bytes()) as u64, Ordering::Relaxed);
+    }
+}

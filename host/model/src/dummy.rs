@@ -1,0 +1,70 @@
+//! Random weights in the shape of a real model.
+
+use std::ops::Range;
+
+use contract::tensor::DType;
+use half::{bf16, f16};
+
+use crate::tensors::Tensor;
+
+/// Half the width of the uniform distribution whose standard deviation is 0.02, the usual
+/// `initializer_range`.
+const LIMIT: f32 = 0.034_64;
+
+/// Weights that depend on the seed, the tensor's name and the element's place alone, so that every
+/// cut of a tensor is a cut of the same matrix. Norms are ones, biases zeros.
+#[derive(Clone, Copy, Debug)]
+pub struct Dummy {
+    /// Same seed, same weights.
+    pub seed: u64,
+    /// Element type to make.
+    pub dtype: DType,
+}
+
+impl Dummy {
+    /// The elements of some rows and columns, little-endian and row-major.
+    pub fn part(&self, tensor: &Tensor, rows: Range<usize>, cols: Range<usize>) -> Vec<u8> {
+        let row_bytes = cols.len() * self.dtype.bytes();
+        let mut bytes = vec![0; rows.len() * row_bytes];
+        let key = self.key(&tensor.name);
+        for (row, bytes) in rows.zip(bytes.chunks_exact_mut(row_bytes)) {
+            let first = row * tensor.cols();
+            let places = first + cols.start..first + cols.end;
+            match tensor.name.as_str() {
+                name if name.ends_with("norm.weight") => self.write(places.map(|_| 1.0), bytes),
+                name if name.ends_with(".bias") => self.write(places.map(|_| 0.0), bytes),
+                _ => self.write(places.map(|place| uniform(key ^ place as u32)), bytes),
+            }
+        }
+        bytes
+    }
+
+    /// FNV-1a, so that weights are the same for ever.
+    fn key(&self, name: &str) -> u32 {
+        let start = 0xcbf2_9ce4_8422_2325 ^ self.seed;
+        let step = |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        (name.bytes().fold(start, step) >> 32) as u32
+    }
+
+    fn write(&self, values: impl Iterator<Item = f32>, bytes: &mut [u8]) {
+        let values = values.zip(bytes.chunks_exact_mut(self.dtype.bytes()));
+        match self.dtype {
+            DType::F32 => values.for_each(|(v, to)| to.copy_from_slice(&v.to_le_bytes())),
+            DType::F16 => {
+                values.for_each(|(v, to)| to.copy_from_slice(&f16::from_f32(v).to_le_bytes()));
+            }
+            DType::Bf16 => {
+                values.for_each(|(v, to)| to.copy_from_slice(&bf16::from_f32(v).to_le_bytes()));
+            }
+        }
+    }
+}
+
+/// A number in `-LIMIT..LIMIT` from the bits of `place`, mixed as in Wellons' `lowbias32`.
+fn uniform(place: u32) -> f32 {
+    let mut mixed = place;
+    mixed = (mixed ^ (mixed >> 16)).wrapping_mul(0x7feb_352d);
+    mixed = (mixed ^ (mixed >> 15)).wrapping_mul(0x846c_a68b);
+    mixed ^= mixed >> 16;
+    mixed as i32 as f32 * (LIMIT / 2.0_f32.powi(31))
+}

@@ -1,0 +1,39 @@
+//! The gated feed-forward block (SwiGLU, arXiv 2002.05202), this rank's features.
+
+use collective::comm::Comm;
+use contract::base::Projection;
+use kernels::ops::Ops;
+
+use crate::error::Result;
+use crate::linear::{ColumnLinear, RowLinear};
+use crate::loader::Loader;
+use crate::pass::{Activations, Pass};
+
+/// The feed-forward block of one layer.
+pub struct Mlp<O: Ops> {
+    pub gate_up: ColumnLinear<O>,
+    pub down: RowLinear<O>,
+    /// Features of this rank.
+    width: usize,
+}
+
+impl<O: Ops> Mlp<O> {
+    pub fn load(loader: &mut Loader<'_, O>, layer: usize) -> Result<Self> {
+        Ok(Self {
+            gate_up: ColumnLinear::load(loader, layer, &[Projection::Gate, Projection::Up])?,
+            down: RowLinear::load(loader, layer, &[Projection::Down])?,
+            width: loader.plan.config.shape.intermediate / loader.ranks,
+        })
+    }
+
+    /// Replaces `act.hidden` by `down(silu(gate(hidden)) * up(hidden))`.
+    pub fn forward<C: Comm<O::Buf>>(
+        &self,
+        pass: &mut Pass<'_, O, C>,
+        act: &mut Activations<O>,
+    ) -> Result<()> {
+        self.gate_up.forward(pass, &act.hidden, &mut act.fused)?;
+        pass.ops.silu_mul(&act.fused, self.width, pass.rows, &mut act.inner)?;
+        self.down.forward(pass, &act.inner, &mut act.hidden)
+    }
+}

@@ -1,0 +1,52 @@
+//! What every layer needs to run a batch.
+
+use collective::comm::Comm;
+use kernels::ops::{Ops, Precision};
+
+use crate::error::Result;
+use crate::lora::Shrunk;
+
+/// One forward pass on one rank.
+pub struct Pass<'a, O: Ops, C: Comm<O::Buf>> {
+    pub ops: &'a mut O,
+    pub comm: &'a mut C,
+    pub step: &'a O::Step,
+    /// Rows of the batch.
+    pub rows: usize,
+    /// Where shrunk activations go; `None` if no row has an adapter.
+    pub shrunk: Option<&'a mut Shrunk<O>>,
+    /// `[positions, head_dim]`.
+    pub rope: &'a O::Weight,
+}
+
+/// Widths of the activations of one rank.
+#[derive(Clone, Copy, Debug)]
+pub struct Widths {
+    pub hidden: usize,
+    /// Fused queries, keys and values, or fused gate and up: whichever is wider.
+    pub fused: usize,
+    /// Attended heads, or the activated feed-forward features: whichever is wider.
+    pub inner: usize,
+}
+
+/// The activations of one rank, reused by every layer and pass.
+pub struct Activations<O: Ops> {
+    /// The residual stream.
+    pub residual: O::Buf,
+    /// A block's normalised input, and then its output.
+    pub hidden: O::Buf,
+    pub fused: O::Buf,
+    pub inner: O::Buf,
+}
+
+impl<O: Ops> Activations<O> {
+    pub fn new(ops: &mut O, rows_max: usize, widths: Widths) -> Result<Self> {
+        let mut buf = |width| ops.buf(rows_max * width, Precision::Activation);
+        Ok(Self {
+            residual: buf(widths.hidden)?,
+            hidden: buf(widths.hidden)?,
+            fused: buf(widths.fused)?,
+            inner: buf(widths.inner)?,
+        })
+    }
+}

@@ -1,0 +1,129 @@
+//! The forward pass of one rank.
+
+use std::sync::Arc;
+
+use collective::comm::Comm;
+use contract::adapter::{Generation, Slot};
+use contract::step::{Answer, Batch};
+use contract::tensor::DType;
+use kernels::ops::{Ops, WeightView};
+
+use crate::blueprint::Blueprint;
+use crate::error::{Error, Result};
+use crate::head::Head;
+use crate::hf::ModelConfig;
+use crate::layer::Layer;
+use crate::loader::Loader;
+use crate::lora::Shrunk;
+use crate::pass::{Activations, Pass, Widths};
+use crate::vocabulary::Vocabulary;
+
+/// One rank: its shards of the model, its heads' KV cache, its adapters' local pairs.
+pub struct Rank<O: Ops, C: Comm<O::Buf>> {
+    ops: O,
+    comm: C,
+    vocabulary: Vocabulary<O>,
+    layers: Vec<Layer<O>>,
+    head: Head<O>,
+    rope: O::Weight,
+    activations: Activations<O>,
+    shrunk: Shrunk<O>,
+    rows_max: usize,
+}
+
+impl<O: Ops, C: Comm<O::Buf>> Rank<O, C> {
+    /// Loads this rank's part of the model.
+    pub fn build(mut ops: O, comm: C, plan: Blueprint<'_>) -> Result<Self> {
+        let (rank, ranks) = (comm.rank(), comm.ranks());
+        let mut loader = Loader { ops: &mut ops, rank, ranks, plan };
+        let vocabulary = Vocabulary::load(&mut loader)?;
+        let layers = 0..plan.config.shape.layers;
+        let layers = layers.map(|layer| Layer::load(&mut loader, layer)).collect::<Result<_>>()?;
+        let head = Head::load(&mut loader, vocabulary.cut.width)?;
+        let rope = rope_table(&mut ops, plan)?;
+        let widths = widths(plan.config, rank, ranks);
+        let activations = Activations::new(&mut ops, plan.rows_max, widths)?;
+        let shrunk = Shrunk::new(&mut ops)?;
+        let rows_max = plan.rows_max;
+        Ok(Self { ops, comm, vocabulary, layers, head, rope, activations, shrunk, rows_max })
+    }
+
+    /// Computes one step. The first rank returns the answers, the others none.
+    pub fn forward(&mut self, batch: &Arc<Batch>) -> Result<Vec<Answer>> {
+        let step = self.ops.step(batch)?;
+        let adapted = batch.segments.iter().any(|segment| segment.slot.is_some());
+        let mut pass = Pass {
+            ops: &mut self.ops,
+            comm: &mut self.comm,
+            step: &step,
+            rows: batch.tokens.len(),
+            shrunk: adapted.then_some(&mut self.shrunk),
+            rope: &self.rope,
+        };
+        let act = &mut self.activations;
+        self.vocabulary.embed(&mut pass, &mut act.residual)?;
+        for layer in &mut self.layers {
+            layer.forward(&mut pass, act)?;
+        }
+        self.head.forward(&mut pass, act, &self.vocabulary, batch)
+    }
+
+    /// Puts this rank's local pairs into `slot`. After an error the slot is empty.
+    pub fn load(&mut self, slot: Slot, generation: &Generation) -> Result<()> {
+        let loaded = self.try_load(slot, generation);
+        if loaded.is_err() {
+            self.unload(slot);
+        }
+        loaded
+    }
+
+    fn try_load(&mut self, slot: Slot, generation: &Generation) -> Result<()> {
+        let (rank, ranks) = (self.comm.rank(), self.comm.ranks());
+        fits(generation, ranks, self.layers.len())?;
+        let mut shrink_rank_max = 0;
+        for (layer, pairs) in self.layers.iter_mut().zip(&generation.ranks[rank]) {
+            for site in layer.sites() {
+                shrink_rank_max = site.shrink_rank(pairs).max(shrink_rank_max);
+                site.load(&mut self.ops, slot, pairs)?;
+            }
+        }
+        self.shrunk.reserve(&mut self.ops, self.rows_max * shrink_rank_max, ranks)
+    }
+
+    /// Empties `slot`.
+    pub fn unload(&mut self, slot: Slot) {
+        let sites = self.layers.iter_mut().flat_map(Layer::sites);
+        sites.for_each(|site| site.unload(&mut self.ops, slot));
+    }
+}
+
+fn fits(generation: &Generation, ranks: usize, layers: usize) -> Result<()> {
+    let cut = (generation.ranks.len(), generation.ranks.first().map_or(0, Vec::len));
+    if cut == (ranks, layers) {
+        return Ok(());
+    }
+    Err(Error::Generation(format!(
+        "adapter {:?} is cut for {} ranks and {} layers; this group has {ranks} and {layers}",
+        generation.name, cut.0, cut.1
+    )))
+}
+
+fn widths(config: &ModelConfig, rank: usize, ranks: usize) -> Widths {
+    let shape = &config.shape;
+    let queries = shape.heads / ranks * shape.head_dim;
+    let keys = shape.kv_heads_of(rank, ranks).len() * shape.head_dim;
+    let features = shape.intermediate / ranks;
+    Widths {
+        hidden: shape.hidden,
+        fused: (queries + 2 * keys).max(2 * features),
+        inner: queries.max(features),
+    }
+}
+
+fn rope_table<O: Ops>(ops: &mut O, plan: Blueprint<'_>) -> Result<O::Weight> {
+    let dim = plan.config.shape.head_dim;
+    let table = plan.config.rope.table(dim, plan.positions_max);
+    let bytes: Vec<u8> = table.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let (rows, dtype) = (plan.positions_max, DType::F32);
+    Ok(ops.weight(&[WeightView { dtype, rows, cols: dim, stride: dim, bytes: &bytes }], dtype)?)
+}
