@@ -1,0 +1,281 @@
+//! The engine's thread: receive, schedule, run, settle.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, SyncSender};
+use std::thread;
+use std::time::Instant;
+
+use adapters::catalogue::Entry;
+use adapters::residency::{self, Residency};
+use contract::request::{Finish, Request};
+use contract::step::{Executor, Fault, StepOutput};
+use slab::Slab;
+
+use crate::batch::Batches;
+use crate::handle::{Parts, StartError};
+use crate::load::Shared;
+use crate::loader::{Loaded, Loader};
+use crate::residents::{Leases, Residents};
+use crate::scheduler::{Limits, Plan, Scheduler};
+use crate::sequence::Sequence;
+use crate::settle::Settling;
+use crate::stream::Stream;
+
+/// What the engine's thread is told.
+pub enum Command {
+    /// A new sequence.
+    Submit {
+        /// What was asked.
+        request: Request,
+        /// The adapter it names.
+        entry: Option<Arc<Entry>>,
+        /// Where its output goes.
+        stream: Box<Stream>,
+    },
+    /// The loader's answer.
+    Loaded(Loaded),
+    /// Something changed elsewhere: look again.
+    Wake,
+    /// End.
+    Stop,
+}
+
+/// Prompt logprobs in a step at most: 256 rows of a vocabulary of 128k take 128 MiB.
+const SCORES_MAX: usize = 256;
+
+/// Admissions that may overtake a sequence that waits for a slot.
+const OVERTAKEN_MAX: u32 = 64;
+
+/// Owner of everything that is open: sequences, blocks, adapters and the ranks.
+pub struct MainLoop {
+    commands: Receiver<Command>,
+    executor: Box<dyn Executor>,
+    scheduler: Scheduler,
+    plan: Plan,
+    batches: Batches,
+    streams: Slab<Box<Stream>>,
+    residents: Residents,
+    settling: Settling,
+    shared: Arc<Shared>,
+    block_tokens: usize,
+    slots_max: usize,
+}
+
+impl MainLoop {
+    /// Everything at rest. `channel` is how others reach the loop.
+    pub fn new(
+        parts: Parts,
+        shared: Arc<Shared>,
+        channel: (SyncSender<Command>, Receiver<Command>),
+    ) -> Result<Self, StartError> {
+        let (sender, commands) = channel;
+        let answer = move |loaded| sender.send(Command::Loaded(loaded)).is_ok();
+        let loader = Loader::start(Arc::clone(&parts.catalogue), answer)?;
+        let residency = Residency::new(residency::Limits {
+            slots_max: parts.slots_max,
+            host_bytes_max: usize::try_from(parts.host_bytes).unwrap_or(usize::MAX),
+        });
+        let metrics = Arc::clone(&parts.metrics.adapters);
+        Ok(Self {
+            commands,
+            executor: parts.executor,
+            scheduler: Scheduler::new(limits(&parts.settings, parts.blocks)),
+            plan: Plan::default(),
+            batches: Batches::default(),
+            streams: Slab::new(),
+            residents: Residents::new(residency, parts.catalogue, loader, metrics),
+            settling: Settling::new(parts.text, parts.metrics),
+            shared,
+            block_tokens: parts.settings.block_tokens,
+            slots_max: parts.slots_max,
+        })
+    }
+
+    /// Runs until told to stop.
+    pub fn run(mut self) {
+        self.place_pinned();
+        while self.receive() {
+            self.retire();
+            self.schedule();
+            if !self.plan.shares.is_empty() {
+                self.step();
+            }
+            self.publish();
+        }
+        self.fail_all("the server is shutting down");
+    }
+
+    /// Takes what was sent; waits for something when there is nothing else to do. False: stop.
+    fn receive(&mut self) -> bool {
+        let mut command =
+            if self.is_idle() { self.commands.recv().ok() } else { self.commands.try_recv().ok() };
+        while let Some(received) = command {
+            match received {
+                Command::Submit { request, entry, stream } => self.open(request, entry, stream),
+                Command::Loaded(loaded) => self.loaded(loaded),
+                Command::Wake => {}
+                Command::Stop => return false,
+            }
+            command = self.commands.try_recv().ok();
+        }
+        true
+    }
+
+    fn is_idle(&self) -> bool {
+        self.plan.shares.is_empty() && self.settling.ended == 0
+    }
+
+    fn open(&mut self, request: Request, entry: Option<Arc<Entry>>, mut stream: Box<Stream>) {
+        if let Some(message) = self.shared.dead.get() {
+            stream.finish(Finish::Failed(message.clone()), &mut self.settling);
+            return self.settling.wake();
+        }
+        if let Some(entry) = &entry {
+            self.residents.prefetch(entry);
+        }
+        let key = self.streams.insert(stream);
+        self.scheduler.enqueue(Sequence::new(key, request, entry));
+    }
+
+    fn loaded(&mut self, loaded: Loaded) {
+        let entry = Arc::clone(&loaded.entry);
+        if let Err(message) = self.residents.loaded(loaded) {
+            let waits = |it: &&Sequence| it.lease.is_none() && it.adapter.as_ref() == Some(&entry);
+            for sequence in self.scheduler.waiting().filter(waits) {
+                let finish = Finish::Failed(message.clone());
+                self.streams[sequence.key].finish(finish, &mut self.settling);
+            }
+        }
+        self.place_pinned();
+    }
+
+    fn place_pinned(&mut self) {
+        if let Err(fault) = self.residents.place_pinned(&mut *self.executor) {
+            self.die(&fault);
+        }
+    }
+
+    /// Lets go of what ended and of what nobody waits for any more.
+    fn retire(&mut self) {
+        if !self.shared.cancelled.swap(false, Ordering::AcqRel) && self.settling.ended == 0 {
+            return;
+        }
+        let (streams, metrics) = (&mut self.streams, &self.settling.metrics);
+        self.scheduler.retire(|key| {
+            let over = streams[key].is_over();
+            if over {
+                streams.remove(key).close(metrics);
+            }
+            over
+        });
+        self.settling.ended = 0;
+        self.settling.wake();
+    }
+
+    fn schedule(&mut self) {
+        let mut leases = Leases::new(&mut self.residents, &mut *self.executor);
+        self.scheduler.schedule(&mut leases, &mut self.plan);
+        if let Some(fault) = leases.fault {
+            return self.die(&fault);
+        }
+        let metrics = Arc::clone(&self.settling.metrics);
+        for admission in &self.plan.admitted {
+            self.streams[admission.key].admitted(admission, &metrics);
+        }
+        metrics.preemptions.inc_by(self.plan.preempted.len() as u64);
+        for (key, reason) in self.plan.refused.drain(..) {
+            self.streams[key].finish(Finish::Failed(reason), &mut self.settling);
+        }
+    }
+
+    fn step(&mut self) {
+        let running = self.scheduler.running();
+        let batch = self.batches.build(&self.plan.shares, running, self.block_tokens);
+        let (rows, queries) = (batch.tokens.len(), batch.queries.len());
+        let start = Instant::now();
+        let result = self.executor.run(batch).and_then(|output| complete(output, queries));
+        let metrics = &self.settling.metrics;
+        metrics.step_seconds.observe(start.elapsed().as_secs_f64());
+        metrics.iteration_tokens.observe(rows as f64);
+        match result {
+            Ok(output) => {
+                self.settling.settle(&self.plan, output, &mut self.scheduler, &mut self.streams)
+            }
+            Err(Fault::Refused(reason)) => self.fail_step(&reason),
+            Err(fault) => self.die(&fault),
+        }
+    }
+
+    /// The ranks are unharmed, but this batch is not to be had: its sequences end.
+    fn fail_step(&mut self, reason: &str) {
+        tracing::error!(reason, "the ranks refused a step");
+        for share in &self.plan.shares {
+            let key = self.scheduler.running()[share.at].key;
+            self.streams[key].finish(Finish::Failed(reason.to_owned()), &mut self.settling);
+        }
+        self.settling.wake();
+    }
+
+    /// The ranks are lost: all that is open fails, and so will all that comes.
+    fn die(&mut self, fault: &Fault) {
+        tracing::error!(%fault, "the engine cannot go on");
+        self.shared.dead.get_or_init(|| fault.to_string());
+        self.settling.metrics.dead.set(1);
+        self.plan.shares.clear();
+        self.fail_all(&fault.to_string());
+    }
+
+    fn fail_all(&mut self, message: &str) {
+        for (_, stream) in &mut self.streams {
+            stream.finish(Finish::Failed(message.to_owned()), &mut self.settling);
+        }
+        self.retire();
+    }
+
+    fn publish(&mut self) {
+        let (running, waiting) = (self.scheduler.running().len(), self.scheduler.waiting().len());
+        let pool = self.scheduler.pool();
+        let used = pool.total() - pool.available();
+        self.shared.running.store(running, Ordering::Relaxed);
+        self.shared.blocks_used.store(used, Ordering::Relaxed);
+        let metrics = &self.settling.metrics;
+        metrics.running.set(running as i64);
+        metrics.waiting.set(waiting as i64);
+        metrics.kv_cache_usage.set(used as f64 / pool.total() as f64);
+        self.residents.publish();
+        let _ = self.slots_max;
+    }
+}
+
+impl Drop for MainLoop {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.shared.dead.get_or_init(|| "the engine's thread panicked".to_owned());
+            self.settling.metrics.dead.set(1);
+        }
+    }
+}
+
+fn limits(settings: &config::settings::Engine, blocks: usize) -> Limits {
+    Limits {
+        blocks,
+        block_tokens: settings.block_tokens,
+        batch_tokens_max: settings.batch_tokens_max,
+        sequences_max: settings.sequences_max,
+        prefix_cache: settings.prefix_cache,
+        scores_max: SCORES_MAX,
+        overtaken_max: OVERTAKEN_MAX,
+    }
+}
+
+/// Ranks that answer something else than they were asked cannot be trusted with more.
+fn complete(output: StepOutput, queries: usize) -> Result<StepOutput, Fault> {
+    let answers = output.answers.len();
+    match answers == queries {
+        true => Ok(output),
+        false => {
+            Err(Fault::Dead { rank: 0, message: format!("{answers} answers to {queries} queries") })
+        }
+    }
+}

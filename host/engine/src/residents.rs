@@ -1,0 +1,144 @@
+//! Brings adapters to where sequences can use them: from disk, and into a slot.
+
+use std::mem;
+use std::sync::Arc;
+use std::time::Instant;
+
+use adapters::catalogue::{Catalogue, Entry};
+use adapters::residency::{Need, Place, Residency, Wait};
+use contract::step::{Executor, Fault};
+
+use crate::loader::{Loaded, Loader};
+use crate::metrics::{AdapterMetrics, Level};
+use crate::scheduler::{Leasing, Slots};
+
+/// All adapters of one engine and where they are.
+pub struct Residents {
+    residency: Residency,
+    catalogue: Arc<Catalogue>,
+    loader: Loader,
+    metrics: Arc<AdapterMetrics>,
+    /// Pinned adapters that are not in their slots yet.
+    pinned: Vec<Arc<Entry>>,
+    /// Something moved since metrics were told.
+    moved: bool,
+}
+
+impl Residents {
+    /// Nothing resident; asks for pinned adapters at the first [`Residents::settle`].
+    pub fn new(
+        residency: Residency,
+        catalogue: Arc<Catalogue>,
+        loader: Loader,
+        metrics: Arc<AdapterMetrics>,
+    ) -> Self {
+        let pinned = catalogue.entries().filter(|entry| entry.pinned).cloned().collect();
+        Self { residency, catalogue, loader, metrics, pinned, moved: false }
+    }
+
+    /// Starts to load an adapter that lies on disk, before its sequence is looked at.
+    pub fn prefetch(&mut self, entry: &Arc<Entry>) {
+        if self.residency.place(&entry.name) == Place::Disk
+            && let Need::Load = self.residency.want(entry)
+        {
+            self.loader.load(entry);
+        }
+    }
+
+    /// Takes a loader's answer; an error is for all that wait for this adapter.
+    pub fn loaded(&mut self, loaded: Loaded) -> Result<(), String> {
+        let name = &loaded.entry.name;
+        let (seconds, label) = (loaded.elapsed.as_secs_f64(), |result| [("result", result)]);
+        self.metrics.load_seconds.observe(seconds);
+        self.moved = true;
+        match loaded.result {
+            Ok(generation) => {
+                tracing::info!(adapter = %name, generation = %generation.id, seconds, "loaded");
+                self.metrics.loads.get_or_create(&label("ok")).inc();
+                self.residency.loaded(generation);
+                Ok(())
+            }
+            Err(message) => {
+                tracing::warn!(adapter = %name, message, "cannot be loaded");
+                self.metrics.loads.get_or_create(&label("error")).inc();
+                self.residency.failed(name);
+                self.pinned.retain(|entry| entry.name != *name);
+                Err(format!("adapter `{name}` cannot be loaded: {message}"))
+            }
+        }
+    }
+
+    /// Brings pinned adapters nearer to their slots.
+    pub fn place_pinned(&mut self, executor: &mut dyn Executor) -> Result<(), Fault> {
+        let mut pinned = mem::take(&mut self.pinned);
+        let mut leases = Leases::new(self, executor);
+        pinned.retain(|entry| matches!(leases.lease(entry), Leasing::Later(_)));
+        let fault = leases.fault;
+        self.pinned = pinned;
+        fault.map_or(Ok(()), Err)
+    }
+
+    /// Tells metrics what moved.
+    pub fn publish(&mut self) {
+        if !mem::take(&mut self.moved) {
+            return;
+        }
+        let level = |entry: &'_ Arc<Entry>| match self.residency.place(&entry.name) {
+            Place::Slot => Some(Level::Slot),
+            Place::Host => Some(Level::Host),
+            Place::Disk | Place::Loading => None,
+        };
+        let entries = self.catalogue.entries();
+        let resident = entries.filter_map(|entry| Some((entry.name.as_str(), level(entry)?)));
+        self.metrics.set_resident(resident);
+        self.metrics.host_bytes.set(self.residency.host_bytes() as i64);
+    }
+}
+
+/// Gives leases during one plan; activations happen on the way.
+pub struct Leases<'a> {
+    residents: &'a mut Residents,
+    executor: &'a mut dyn Executor,
+    /// The ranks were lost.
+    pub fault: Option<Fault>,
+}
+
+impl<'a> Leases<'a> {
+    /// For the time between two steps.
+    pub fn new(residents: &'a mut Residents, executor: &'a mut dyn Executor) -> Self {
+        Self { residents, executor, fault: None }
+    }
+}
+
+impl Slots for Leases<'_> {
+    fn lease(&mut self, entry: &Arc<Entry>) -> Leasing {
+        let residents = &mut *self.residents;
+        let (lease, generation) = match residents.residency.want(entry) {
+            Need::Ready(lease) => return Leasing::Granted(lease),
+            Need::Wait(wait) => return Leasing::Later(wait),
+            Need::Load => {
+                residents.loader.load(entry);
+                return Leasing::Later(Wait::Loading);
+            }
+            Need::Activate { lease, generation, .. } => (lease, generation),
+        };
+        let start = Instant::now();
+        residents.moved = true;
+        match self.executor.load(lease.slot(), generation) {
+            Ok(()) => {
+                residents.metrics.activations.inc();
+                let seconds = start.elapsed().as_secs_f64();
+                residents.metrics.activation_seconds.observe(seconds);
+                Leasing::Granted(lease)
+            }
+            Err(Fault::Refused(reason)) => {
+                residents.residency.vacate(lease);
+                Leasing::Refused(format!("adapter `{}` got no slot: {reason}", entry.name))
+            }
+            Err(fault) => {
+                self.fault = Some(fault);
+                Leasing::Later(Wait::Slot)
+            }
+        }
+    }
+}

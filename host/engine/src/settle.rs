@@ -1,0 +1,81 @@
+//! Gives every answer of a step to its sequence.
+
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::Instant;
+
+use contract::step::StepOutput;
+use slab::Slab;
+
+use crate::metrics::Metrics;
+use crate::scheduler::{Plan, Scheduler};
+use crate::stream::Stream;
+use crate::text::Text;
+
+/// What streams need to settle, and what comes of it for the engine.
+pub struct Settling {
+    /// Knows the base's own ends of sequence.
+    pub text: Arc<Text>,
+    /// Where times and ends are counted.
+    pub metrics: Arc<Metrics>,
+    /// When the step was done.
+    pub now: Instant,
+    /// Readers to wake when all is settled: woken between, they would contend with the engine.
+    pub wakers: Vec<Waker>,
+    /// Streams that ended and wait to be retired.
+    pub ended: usize,
+    /// Scratch for text.
+    pub piece: String,
+    /// Scratch for the part of it that is shown.
+    pub shown: String,
+}
+
+impl Settling {
+    /// Nothing settled.
+    pub fn new(text: Arc<Text>, metrics: Arc<Metrics>) -> Self {
+        Self {
+            text,
+            metrics,
+            now: Instant::now(),
+            wakers: Vec::new(),
+            ended: 0,
+            piece: String::new(),
+            shown: String::new(),
+        }
+    }
+
+    /// Settles a step: advances its sequences and hands them their answers.
+    pub fn settle(
+        &mut self,
+        plan: &Plan,
+        output: StepOutput,
+        scheduler: &mut Scheduler,
+        streams: &mut Slab<Box<Stream>>,
+    ) {
+        self.now = Instant::now();
+        let mut answers = output.answers.into_iter();
+        let mut drawn = 0;
+        for share in &plan.shares {
+            let sequence = &scheduler.running()[share.at];
+            let (scores, draws) = (sequence.scores(share.rows).len(), sequence.draws(share.rows));
+            let sequence = scheduler.advance(*share);
+            let stream = &mut streams[sequence.key];
+            stream.prompt_scores(answers.by_ref().take(scores));
+            if sequence.uncomputed() == 0 && sequence.drawn() == 0 {
+                stream.prompt_done(self);
+            }
+            if draws && let Some(answer) = answers.next() {
+                sequence.tokens.push(answer.token);
+                stream.token(answer, self);
+                drawn += 1;
+            }
+        }
+        self.metrics.generation_tokens.inc_by(drawn);
+        self.wake();
+    }
+
+    /// Wakes the readers that got news.
+    pub fn wake(&mut self) {
+        self.wakers.drain(..).for_each(Waker::wake);
+    }
+}
