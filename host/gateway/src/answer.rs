@@ -1,0 +1,11 @@
+//! Answers: what the engine says, as OpenAI clients read it.
+
+pub mod finish;
+pub mod form;
+pub mod frame;
+pub mod head;
+pub mod logprobs;
+pub mod opened;
+pub mod stream;
+pub mod usage;
+pub mod whole;

@@ -1,0 +1,142 @@
+//! What all routes share: settings, policy, and the replica once it is loaded.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use config::settings::Server;
+use contract::counts::CollectiveCounts;
+use contract::policy::{Policy, Selection, Tenant};
+use engine::handle::Engine;
+use prometheus_client::registry::Registry;
+use tokio::sync::Semaphore;
+
+use crate::error::ApiError;
+use crate::metrics;
+
+/// The state of a server. It may be served before there is a replica: routes that need one answer
+/// 503 until [`App::open`].
+pub struct App {
+    /// `[server]`
+    pub settings: Server,
+    /// Decides who may call, and where a model name leads.
+    pub policy: Arc<dyn Policy>,
+    /// The base model's name in the API.
+    pub model_name: String,
+    /// When the server started, in seconds since 1970.
+    pub(crate) created: u64,
+    /// Bounds the large bodies that are parsed and tokenized at once.
+    pub(crate) heavy: Arc<Semaphore>,
+    replica: OnceLock<Replica>,
+    draining: AtomicBool,
+    names: Names,
+}
+
+/// One engine and what is measured about it.
+pub struct Replica {
+    /// Takes requests.
+    pub engine: Engine,
+    /// Exported by purpose.
+    pub counts: Arc<CollectiveCounts>,
+    /// Where the engine registered its metrics.
+    pub registry: Registry,
+}
+
+impl App {
+    /// A server without a replica.
+    pub fn new(settings: Server, policy: Arc<dyn Policy>, model_name: String) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            settings,
+            policy,
+            model_name,
+            created: unix_seconds(),
+            heavy: Arc::new(Semaphore::new(cores)),
+            replica: OnceLock::new(),
+            draining: AtomicBool::new(false),
+            names: Names::new(),
+        }
+    }
+
+    /// Starts serving; a second call changes nothing.
+    pub fn open(&self, mut replica: Replica) {
+        metrics::register(&mut replica.registry, replica.counts.clone());
+        let _ = self.replica.set(replica);
+    }
+
+    /// The replica that takes new requests.
+    pub(crate) fn replica(&self) -> Result<&Replica, ApiError> {
+        if self.draining.load(Ordering::Relaxed) {
+            return Err(ApiError::Draining);
+        }
+        self.replica.get().ok_or(ApiError::Starting)
+    }
+
+    /// The replica whether it takes requests or not, for those who only look.
+    pub(crate) fn loaded(&self) -> Option<&Replica> {
+        self.replica.get()
+    }
+
+    /// Takes nothing new from now on.
+    pub(crate) fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+        if let Some(replica) = self.replica.get() {
+            replica.engine.drain();
+        }
+    }
+
+    /// A name for a request that brings none; no two are equal.
+    pub(crate) fn fresh_name(&self) -> String {
+        self.names.fresh()
+    }
+
+    /// A number that nobody can foresee.
+    pub(crate) fn random(&self) -> u64 {
+        self.names.random()
+    }
+
+    /// The adapter that answers for `model`, `None` for the base. One that was refused at start
+    /// passes: the engine says why it cannot be served.
+    pub(crate) fn select(
+        &self,
+        engine: &Engine,
+        tenant: &Tenant,
+        model: &str,
+    ) -> Result<Option<String>, ApiError> {
+        let known = |name: &str| {
+            let catalogue = engine.catalogue();
+            catalogue.get(name).is_ok() || catalogue.refused().any(|refused| refused.name == name)
+        };
+        match self.policy.select_adapter(tenant, model)? {
+            Some(Selection::Base) => Ok(None),
+            Some(Selection::Adapter(name)) if known(&name) => Ok(Some(name)),
+            _ => Err(ApiError::ModelNotFound(model.to_owned())),
+        }
+    }
+}
+
+/// Seconds since 1970.
+pub(crate) fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs())
+}
+
+/// Makes names that are unique over restarts without asking the system each time.
+struct Names {
+    hasher: RandomState,
+    next: AtomicU64,
+}
+
+impl Names {
+    fn new() -> Self {
+        Self { hasher: RandomState::new(), next: AtomicU64::new(0) }
+    }
+
+    fn random(&self) -> u64 {
+        self.hasher.hash_one(self.next.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn fresh(&self) -> String {
+        format!("{:016x}", self.random())
+    }
+}

@@ -1,0 +1,202 @@
+//! Every way a call can fail, and the one place that gives each its HTTP status and OpenAI body.
+
+use std::time::Duration;
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use contract::policy::Denied;
+use engine::handle::SubmitError;
+use serde_json::{Value, json};
+
+/// A call that got no answer. The text is for the caller.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// A field has a value that cannot be served.
+    #[error("{message}")]
+    Invalid {
+        /// The field.
+        param: &'static str,
+        /// What was found and what would do.
+        message: String,
+    },
+    /// A field that would change the answer, but is not supported.
+    #[error("`{param}` is not supported by this server: leave it out")]
+    Unsupported {
+        /// The field.
+        param: &'static str,
+    },
+    /// The body is not a JSON object.
+    #[error("the body must be a JSON object: {0}")]
+    Json(String),
+    /// The body is something else than JSON.
+    #[error("the content type is `{0}`; it must be application/json")]
+    ContentType(String),
+    /// The body is too large.
+    #[error("the body is larger than this server's limit of {limit} bytes")]
+    BodyTooLarge {
+        /// Largest body, in bytes.
+        limit: usize,
+    },
+    /// The body did not arrive whole.
+    #[error("the body could not be read: {0}")]
+    BodyCut(String),
+    /// A policy said no.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    /// Nothing is served under that name.
+    #[error("the model `{0}` does not exist; GET /v1/models lists those that do")]
+    ModelNotFound(String),
+    /// No such path.
+    #[error("there is no {0}; GET /openapi.json lists what there is")]
+    RouteNotFound(String),
+    /// The path knows other methods.
+    #[error("{0} is not allowed here; GET /openapi.json lists what is")]
+    MethodNotAllowed(String),
+    /// The model is being loaded.
+    #[error("the server is starting")]
+    Starting,
+    /// The server finishes what it runs and takes nothing new.
+    #[error("the server is shutting down")]
+    Draining,
+    /// The ranks are lost.
+    #[error("the server lost its ranks and must be restarted")]
+    Dead,
+    /// The engine did not take a sequence.
+    #[error(transparent)]
+    Submit(#[from] SubmitError),
+    /// It took too long.
+    #[error("the request took longer than this server's limit of {} s", .0.as_secs())]
+    Timeout(Duration),
+    /// The server could not go on.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// What is fixed about an error whoever meets it.
+struct Class {
+    status: StatusCode,
+    kind: &'static str,
+    code: Option<&'static str>,
+    param: Option<&'static str>,
+}
+
+impl Class {
+    const fn new(status: StatusCode, kind: &'static str, code: Option<&'static str>) -> Self {
+        Self { status, kind, code, param: None }
+    }
+
+    const fn request(status: StatusCode, code: Option<&'static str>) -> Self {
+        Self::new(status, "invalid_request_error", code)
+    }
+
+    const fn about(self, param: &'static str) -> Self {
+        Self { param: Some(param), ..self }
+    }
+}
+
+impl ApiError {
+    /// `field` has the value `found`, which is not `wanted`.
+    pub fn invalid(param: &'static str, found: impl std::fmt::Display, wanted: &str) -> Self {
+        Self::Invalid { param, message: format!("`{param}` is {found}; it must be {wanted}") }
+    }
+
+    /// The HTTP status.
+    pub fn status(&self) -> StatusCode {
+        self.class().status
+    }
+
+    /// The error as OpenAI clients read it.
+    pub fn body(&self) -> Value {
+        let Class { kind, code, param, .. } = self.class();
+        let message = self.to_string();
+        json!({"error": {"message": message, "type": kind, "param": param, "code": code}})
+    }
+
+    fn class(&self) -> Class {
+        use StatusCode as S;
+        match self {
+            Self::Invalid { param, .. } => Class::request(S::BAD_REQUEST, None).about(param),
+            Self::Unsupported { param } => {
+                Class::request(S::BAD_REQUEST, Some("unsupported_parameter")).about(param)
+            }
+            Self::Json(_) | Self::BodyCut(_) => Class::request(S::BAD_REQUEST, None),
+            Self::ContentType(_) => Class::request(S::UNSUPPORTED_MEDIA_TYPE, None),
+            Self::BodyTooLarge { .. } => Class::request(S::PAYLOAD_TOO_LARGE, None),
+            Self::Denied(denied) => denied_class(denied),
+            Self::ModelNotFound(_) => {
+                Class::request(S::NOT_FOUND, Some("model_not_found")).about("model")
+            }
+            Self::RouteNotFound(_) => Class::request(S::NOT_FOUND, None),
+            Self::MethodNotAllowed(_) => Class::request(S::METHOD_NOT_ALLOWED, None),
+            Self::Starting => Class::new(S::SERVICE_UNAVAILABLE, "server_error", Some("starting")),
+            Self::Draining => Class::new(S::SERVICE_UNAVAILABLE, "server_error", Some("draining")),
+            Self::Dead => Class::new(S::SERVICE_UNAVAILABLE, "server_error", Some("dead")),
+            Self::Submit(error) => submit_class(error),
+            Self::Timeout(_) => Class::new(S::REQUEST_TIMEOUT, "server_error", Some("timeout")),
+            Self::Failed(_) => Class::new(S::INTERNAL_SERVER_ERROR, "server_error", None),
+        }
+    }
+
+    /// Seconds after which trying again makes sense.
+    fn retry_after(&self) -> Option<u16> {
+        match self.status() {
+            StatusCode::TOO_MANY_REQUESTS => Some(1),
+            StatusCode::SERVICE_UNAVAILABLE => Some(5),
+            _ => None,
+        }
+    }
+}
+
+fn denied_class(denied: &Denied) -> Class {
+    let status = StatusCode::from_u16(denied.status).unwrap_or(StatusCode::FORBIDDEN);
+    let kind = match status {
+        StatusCode::UNAUTHORIZED => "authentication_error",
+        StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+        _ => "permission_error",
+    };
+    Class::new(status, kind, Some(denied.code))
+}
+
+fn submit_class(error: &SubmitError) -> Class {
+    use StatusCode as S;
+    match error {
+        SubmitError::QueueFull { .. } => {
+            Class::new(S::TOO_MANY_REQUESTS, "rate_limit_error", Some("queue_full"))
+        }
+        SubmitError::Draining => {
+            Class::new(S::SERVICE_UNAVAILABLE, "server_error", Some("draining"))
+        }
+        SubmitError::UnknownAdapter { .. } => {
+            Class::request(S::NOT_FOUND, Some("model_not_found")).about("model")
+        }
+        SubmitError::AdapterRefused { .. } => {
+            Class::request(S::BAD_REQUEST, Some("adapter_refused")).about("model")
+        }
+        SubmitError::EmptyPrompt => Class::request(S::BAD_REQUEST, None).about("prompt"),
+        SubmitError::UnknownToken { .. } => Class::request(S::BAD_REQUEST, None),
+        SubmitError::TooLong { .. } => {
+            Class::request(S::BAD_REQUEST, Some("context_length_exceeded"))
+        }
+        SubmitError::Dead { .. } => {
+            Class::new(S::SERVICE_UNAVAILABLE, "server_error", Some("dead"))
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status = self.status();
+        if status == StatusCode::INTERNAL_SERVER_ERROR {
+            tracing::error!(error = %self, "a request failed");
+        }
+        let mut response = (status, axum::Json(self.body())).into_response();
+        let headers = response.headers_mut();
+        if let Some(seconds) = self.retry_after() {
+            headers.insert(header::RETRY_AFTER, seconds.into());
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}

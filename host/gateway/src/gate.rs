@@ -1,0 +1,113 @@
+//! What every call passes before its handler: a name, a deadline, and the question who asks.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{FromRequest, Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use contract::policy::Caller;
+use tokio::time::{Instant, timeout_at};
+
+use crate::app::App;
+use crate::error::ApiError;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Longest name that a caller may give a request, in bytes.
+const REQUEST_ID_MAX: usize = 128;
+
+/// What is known about a call before its body is read.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// The caller's `x-request-id`, or one made here.
+    pub id: Arc<str>,
+    /// When the answer must be complete.
+    pub deadline: Deadline,
+}
+
+/// When a request has taken too long.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadline {
+    /// That moment.
+    pub at: Instant,
+    /// How long it had.
+    pub limit: Duration,
+}
+
+impl Deadline {
+    fn after(limit: Duration) -> Self {
+        Self { at: Instant::now() + limit, limit }
+    }
+}
+
+/// Names a call, ends it when it takes too long, and logs how it went. The deadline of a streamed
+/// answer is minded by its body.
+pub async fn arrive(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    let id = named(request.headers()).unwrap_or_else(|| app.fresh_name());
+    let deadline = Deadline::after(app.settings.request_timeout);
+    let call = Call { id: id.into(), deadline };
+    request.extensions_mut().insert(call.clone());
+    let asked = format!("{} {}", request.method(), request.uri().path());
+    let answered = timeout_at(deadline.at, next.run(request)).await;
+    let mut response =
+        answered.unwrap_or_else(|_| ApiError::Timeout(deadline.limit).into_response());
+    tracing::debug!(id = %call.id, status = response.status().as_u16(), "{asked}");
+    if let Ok(id) = HeaderValue::from_str(&call.id) {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    response
+}
+
+/// Asks the policy who is calling.
+pub async fn authorize(
+    State(app): State<Arc<App>>,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    let tenant = app.policy.authorize(&Caller { key: bearer(request.headers()) })?;
+    request.extensions_mut().insert(tenant);
+    Ok(next.run(request).await)
+}
+
+fn named(headers: &HeaderMap) -> Option<String> {
+    let id = headers.get(REQUEST_ID)?.to_str().ok()?;
+    (1..=REQUEST_ID_MAX).contains(&id.len()).then(|| id.to_owned())
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, key) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
+}
+
+/// A body that claims to be JSON and is not too large.
+pub struct JsonBytes(pub Bytes);
+
+impl FromRequest<Arc<App>> for JsonBytes {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
+        check_content_type(request.headers())?;
+        Bytes::from_request(request, app).await.map(Self).map_err(|rejection| {
+            match rejection.status() {
+                StatusCode::PAYLOAD_TOO_LARGE => {
+                    ApiError::BodyTooLarge { limit: app.settings.body_bytes_max }
+                }
+                _ => ApiError::BodyCut(rejection.body_text()),
+            }
+        })
+    }
+}
+
+/// Only a page of another origin has a reason to send JSON under another name: browsers let it
+/// send plain text and forms without asking this server.
+fn check_content_type(headers: &HeaderMap) -> Result<(), ApiError> {
+    let Some(found) = headers.get(header::CONTENT_TYPE) else { return Ok(()) };
+    let found = String::from_utf8_lossy(found.as_bytes());
+    let kind = found.split(';').next().unwrap_or_default().trim();
+    if kind.eq_ignore_ascii_case("application/json") {
+        return Ok(());
+    }
+    Err(ApiError::ContentType(found.into_owned()))
+}
