@@ -76,8 +76,8 @@ fn fill(pair: &mut Option<LocalPair>, side: Side, values: &[f32], module: &Modul
     let empty = || LocalPair { shape: cut.shape.clone(), a: Vec::new(), b: Vec::new() };
     let pair = pair.get_or_insert_with(empty);
     match side {
-        Side::A => pair.a = cut.a.from(&module.a, values),
-        Side::B => pair.b = cut.b.from(&module.b, values),
+        Side::A => pair.a = cut.a.out_of(&module.a, values),
+        Side::B => pair.b = cut.b.out_of(&module.b, values),
     }
 }
 

@@ -106,7 +106,7 @@ impl Cut {
     fn gathered(a: &Factor, shard: Shard, rank: usize, ranks: usize) -> Self {
         let part = a.rows.div_ceil(ranks);
         let output = 0..shard.output.len();
-        let a = a.take(rank * part..(rank + 1) * part, shard.input);
+        let a = Take { rows: rank * part..(rank + 1) * part, columns: shard.input, blocks: 1 };
         let b = Take { rows: shard.output, columns: 0..ranks * part, blocks: 1 };
         Self::of(a, b, output, Exchange::Gather)
     }
@@ -114,7 +114,7 @@ impl Cut {
     fn reduced(b: &Factor, shard: Shard, rank: usize, ranks: usize) -> Self {
         let output = rank * b.rows / ranks..(rank + 1) * b.rows / ranks;
         let a = Take { rows: 0..b.columns, columns: shard.input, blocks: 1 };
-        let b = b.take(output.clone(), 0..b.columns);
+        let b = Take { rows: output.clone(), columns: 0..b.columns, blocks: 1 };
         Self::of(a, b, output, Exchange::Reduce)
     }
 
@@ -176,7 +176,7 @@ impl Factor {
 
 impl Take {
     /// Copies what is taken out of a factor's stored values.
-    pub fn from(&self, factor: &Factor, values: &[f32]) -> Vec<f32> {
+    pub fn out_of(&self, factor: &Factor, values: &[f32]) -> Vec<f32> {
         let width = self.columns.len() / self.blocks;
         let mut taken = vec![0.0; self.rows.len() * width];
         let [rows, stored] = factor.stored();

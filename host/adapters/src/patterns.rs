@@ -113,7 +113,7 @@ enum Names {
     Listed(Vec<String>),
     /// Has to match the whole path.
     Pattern(Regex),
-    /// Every linear layer but the head.
+    /// Every linear layer but the head: in these models, those of the decoder blocks.
     AllLinear,
 }
 

@@ -77,8 +77,12 @@ impl Tensor {
             }),
             DType::F16 => convert_f16(bytes, values),
         }
-        values.iter_mut().for_each(|value| *value *= scaling);
-        match values.iter().all(|value| value.is_finite()) {
+        let mut finite = true;
+        for value in values {
+            *value *= scaling;
+            finite &= value.is_finite();
+        }
+        match finite {
             true => Ok(()),
             false => Err(AdapterError::NotFinite { tensor: self.name.clone() }),
         }
