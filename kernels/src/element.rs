@@ -21,3 +21,34 @@ pub fn round(dtype: DType, value: f32) -> f32 {
         DType::F32 => value,
     }
 }
+
+/// One value at the start of `bytes`.
+pub fn read(dtype: DType, bytes: &[u8]) -> f32 {
+    values(dtype, &bytes[..dtype.bytes()]).sum()
+}
+
+/// Elements of one type as elements of another; `scratch` holds them if they had to change.
+pub fn convert<'a>(from: DType, bytes: &'a [u8], to: DType, scratch: &'a mut Vec<u8>) -> &'a [u8] {
+    if from == to {
+        return bytes;
+    }
+    scratch.clear();
+    values(from, bytes).for_each(|value| write(to, value, scratch));
+    scratch
+}
+
+/// Appends `value`, rounded to the nearest, ties to even.
+pub fn write(dtype: DType, value: f32, bytes: &mut Vec<u8>) {
+    let start = bytes.len();
+    bytes.resize(start + dtype.bytes(), 0);
+    put(dtype, value, &mut bytes[start..]);
+}
+
+/// Writes `value` to the start of `bytes`, rounded to the nearest, ties to even.
+pub fn put(dtype: DType, value: f32, bytes: &mut [u8]) {
+    match dtype {
+        DType::Bf16 => bytes[..2].copy_from_slice(&bf16::from_f32(value).to_le_bytes()),
+        DType::F16 => bytes[..2].copy_from_slice(&f16::from_f32(value).to_le_bytes()),
+        DType::F32 => bytes[..4].copy_from_slice(&value.to_le_bytes()),
+    }
+}

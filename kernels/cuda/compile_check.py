@@ -1,0 +1,108 @@
+"""Compiles every kernel for every architecture and element type, with no GPU and no driver.
+
+Needs the wheels `nvidia-cuda-nvrtc` and `nvidia-cuda-nvcc` (13.0 or newer), which hold NVRTC and
+ptxas. Prints registers and spills of each kernel for one architecture; fails where a kernel does not
+compile, or where one that runs at every decoded token spills registers to memory.
+
+    python kernels/cuda/compile_check.py [ARCHITECTURE ...]
+"""
+
+import ctypes
+import re
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+ARCHITECTURES = ["sm_80", "sm_89", "sm_90a", "sm_100a"]
+SHOWN = "sm_90a"
+ELEMENTS = ["BF16", "F16", "F32"]
+TENSOR_CORES = {"attention_tiles.cu"}  # not compiled for f32
+PREFILL_ONLY = {"attention_tiles.cu"}  # may spill
+
+
+def find(pattern):
+    """A file of the NVIDIA wheels."""
+    root = Path(sysconfig.get_paths()["purelib"]) / "nvidia"
+    found = sorted(root.glob(f"**/{pattern}"))
+    if not found:
+        sys.exit(f"no {pattern} below {root}: pip install nvidia-cuda-nvrtc nvidia-cuda-nvcc")
+    return found[0]
+
+
+class Nvrtc:
+    """As much of NVRTC as compiles one source."""
+
+    def __init__(self):
+        path = find("libnvrtc.so.*")
+        ctypes.CDLL(str(find("libnvrtc-builtins.so.*")), mode=ctypes.RTLD_GLOBAL)
+        self.library = ctypes.CDLL(str(path))
+
+    def text(self, program, what):
+        """The program's PTX or log."""
+        size = ctypes.c_size_t()
+        getattr(self.library, f"nvrtcGet{what}Size")(program, ctypes.byref(size))
+        text = ctypes.create_string_buffer(size.value)
+        getattr(self.library, f"nvrtcGet{what}")(program, text)
+        return text.value.decode()
+
+    def ptx(self, source, element, architecture):
+        """PTX of one source, or an error that names it."""
+        program = ctypes.c_void_p()
+        code, name = source.read_bytes(), source.name.encode()
+        self.library.nvrtcCreateProgram(ctypes.byref(program), code, name, 0, None, None)
+        target = architecture.replace("sm_", "compute_")
+        options = [f"-arch={target}", "-std=c++17", f"-DELEMENT_{element}", f"-I{FOLDER}"]
+        options = [option.encode() for option in options]
+        array = (ctypes.c_char_p * len(options))(*options)
+        if self.library.nvrtcCompileProgram(program, len(options), array) != 0:
+            sys.exit(f"{source.name} for {architecture}, {element}:\n{self.text(program, 'ProgramLog')}")
+        return self.text(program, "PTX")
+
+
+def assemble(ptxas, ptx, architecture):
+    """`(kernel, registers, spilled bytes)` of every kernel of a PTX text."""
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        command = [ptxas, "-v", f"-arch={architecture}", file.name, "-o", "/dev/null"]
+        report = subprocess.run(command, capture_output=True, text=True, check=False)
+    if report.returncode != 0:
+        sys.exit(f"ptxas for {architecture}:\n{report.stderr}")
+    pattern = r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores.*?Used (\d+) registers"
+    found = re.findall(pattern, report.stderr, re.DOTALL)
+    return [(name, int(registers), int(spilled)) for name, spilled, registers in found]
+
+
+def main():
+    nvrtc, ptxas = Nvrtc(), str(find("bin/ptxas"))
+    jobs = [
+        (source, element, architecture)
+        for source in sorted(FOLDER.glob("*.cu"))
+        for element in ELEMENTS
+        for architecture in sys.argv[1:] or ARCHITECTURES
+        if element != "F32" or source.name not in TENSOR_CORES
+    ]
+
+    def check(job):
+        source, element, architecture = job
+        return job, assemble(ptxas, nvrtc.ptx(source, element, architecture), architecture)
+
+    spilling = []
+    with ThreadPoolExecutor() as pool:
+        for (source, element, architecture), kernels in pool.map(check, jobs):
+            for name, registers, spilled in kernels:
+                if architecture == SHOWN and element != "F16":
+                    print(f"{name:24} {element:5} {registers:4} registers {spilled:5} bytes spilled")
+                if spilled and source.name not in PREFILL_ONLY:
+                    spilling.append(f"{name} {element} {architecture}: {spilled} bytes")
+    if spilling:
+        sys.exit("decode kernels that spill:\n" + "\n".join(spilling))
+    print(f"{len(jobs)} compilations, no decode kernel spills")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+// The element type that activations, weights, caches and adapters of one build share, and how it is
+// read and written: always as f32, several elements at once where the alignment is known.
+//
+// The toolkit's own cuda_bf16.h and cuda_fp16.h are not used: NVRTC finds them only where a whole
+// toolkit is installed, and a conversion is one instruction.
+#pragma once
+
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+struct Bf16 {
+    unsigned short bits;
+};
+
+struct F16 {
+    unsigned short bits;
+};
+
+__device__ inline float to_f32(float x) { return x; }
+
+__device__ inline float to_f32(Bf16 x) { return __uint_as_float(static_cast<u32>(x.bits) << 16); }
+
+__device__ inline float to_f32(F16 x) {
+    float wide;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(x.bits));
+    return wide;
+}
+
+__device__ inline void from_f32(float& out, float x) { out = x; }
+
+__device__ inline void from_f32(Bf16& out, float x) {
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out.bits) : "f"(x));
+}
+
+__device__ inline void from_f32(F16& out, float x) {
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out.bits) : "f"(x));
+}
+
+#if defined(ELEMENT_BF16)
+typedef Bf16 Element;
+#elif defined(ELEMENT_F16)
+typedef F16 Element;
+#elif defined(ELEMENT_F32)
+typedef float Element;
+#else
+#error "define one of ELEMENT_BF16, ELEMENT_F16 and ELEMENT_F32"
+#endif
+
+// N elements that are moved by as few instructions as 16 bytes a piece allow.
+template <int N, class E>
+struct alignas(N * sizeof(E) < 16 ? N * sizeof(E) : 16) Pack {
+    E at[N];
+};
+
+template <int N, class E>
+__device__ inline void widen(float (&to)[N], const Pack<N, E>& from) {
+#pragma unroll
+    for (int i = 0; i < N; i++) to[i] = to_f32(from.at[i]);
+}
+
+// `from` is aligned to N elements or 16 bytes, whichever is less; likewise `to` of store.
+template <int N, class E>
+__device__ inline void load(float (&to)[N], const E* from) {
+    widen(to, *reinterpret_cast<const Pack<N, E>*>(from));
+}
+
+template <int N, class E>
+__device__ inline void store(E* to, const float (&from)[N]) {
+    Pack<N, E> pack;
+#pragma unroll
+    for (int i = 0; i < N; i++) from_f32(pack.at[i], from[i]);
+    *reinterpret_cast<Pack<N, E>*>(to) = pack;
+}

@@ -1,0 +1,56 @@
+// The tensor core instruction that 16-bit attention is built from, and how its operands reach it.
+// A lane `l` of a 16 x 8 result holds rows l / 4 and l / 4 + 8, columns 2 (l % 4) and the next.
+#pragma once
+
+#include "element.cuh"
+
+// sum[16, 8] += a[16, 16] b[16, 8], in f32.
+__device__ inline void multiply_add(float (&sum)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+#if defined(ELEMENT_BF16)
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+#else
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+#endif
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Two elements of one register, the first in the lower half.
+__device__ inline u32 pair_of(float low, float high) {
+    Element a, b;
+    from_f32(a, low);
+    from_f32(b, high);
+    return a.bits | static_cast<u32>(b.bits) << 16;
+}
+
+__device__ inline u32 shared_address(const void* at) {
+    return static_cast<u32>(__cvta_generic_to_shared(at));
+}
+
+// Four 8 x 8 matrices; lane l names row l % 8 of matrix l / 8.
+__device__ inline void load_matrices(u32 (&to)[4], const Element* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(shared_address(row)));
+}
+
+__device__ inline void load_transposed(u32 (&to)[4], const Element* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(shared_address(row)));
+}
+
+// 16 bytes from device to shared memory without waiting; zeros where there is nothing to copy.
+__device__ inline void copy_16(Element* to, const Element* from, bool exists) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)),
+                 "l"(from), "r"(exists ? 16 : 0));
+}
+
+__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;"); }
+
+// Waits until at most `GROUPS` committed groups are under way.
+template <int GROUPS>
+__device__ inline void wait_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS) : "memory");
+}

@@ -1,0 +1,143 @@
+// What every kernel is told: one struct a kernel, laid out like its twin in kernels/src/cuda.
+// Pointers come first so that no struct has padding in the middle; both sides assert the sizes.
+#pragma once
+
+#include "element.cuh"
+
+// The rows of one sequence, and where its block table starts in `Index::blocks`.
+struct Span {
+    u32 row, rows, blocks;
+};
+static_assert(sizeof(Span) == 12, "kernels/src/cuda/step.rs has the twin");
+
+// Consecutive rows that use the adapter of one slot.
+struct Segment {
+    u32 slot, row, rows;
+};
+static_assert(sizeof(Segment) == 12, "kernels/src/cuda/step.rs has the twin");
+
+// A batch's index data on the device.
+struct Index {
+    const u32* tokens;     // [rows]
+    const u32* positions;  // [rows]
+    const u32* row_span;   // [rows]: which span a row belongs to
+    const Span* spans;
+    const u32* blocks;
+};
+static_assert(sizeof(Index) == 40, "kernels/src/cuda/step.rs has the twin");
+
+struct EmbedParams {
+    const Element* table;  // [table_rows, width]
+    const u32* tokens;
+    Element* out;  // [rows, width], a block each
+    u32 first, table_rows, width;
+};
+static_assert(sizeof(EmbedParams) == 40, "kernels/src/cuda/embed.rs has the twin");
+
+struct PickRowsParams {
+    const Element* x;
+    const u32* picked;
+    Element* out;  // [picked, width], a block each
+    u32 width;
+};
+static_assert(sizeof(PickRowsParams) == 32, "kernels/src/cuda/pick_rows.rs has the twin");
+
+struct RmsNormParams {
+    const Element* x;
+    const Element* weight;  // [width]
+    Element* out;           // [rows, width], a block each
+    u32 width;
+    float eps;
+};
+static_assert(sizeof(RmsNormParams) == 32, "kernels/src/cuda/rms_norm.rs has the twin");
+
+struct AddParams {
+    const Element* delta;
+    Element* residual;
+    u64 elements;
+};
+static_assert(sizeof(AddParams) == 24, "kernels/src/cuda/add.rs has the twin");
+
+struct SiluMulParams {
+    const Element* gate_up;  // [rows, 2 * width]
+    Element* out;            // [rows, width]
+    u32 width;
+};
+static_assert(sizeof(SiluMulParams) == 24, "kernels/src/cuda/silu_mul.rs has the twin");
+
+struct HeadNormParams {
+    Element* qkv;            // [rows, (queries + 2 * keys_values) * dim]
+    const Element* queries;  // [dim]
+    const Element* keys;     // [dim]
+    u32 query_heads, key_heads, dim;
+    float eps;
+};
+static_assert(sizeof(HeadNormParams) == 40, "kernels/src/cuda/head_norm.rs has the twin");
+
+struct RopeParams {
+    Element* qkv;
+    const float* table;  // [positions, dim]: cosines, then sines
+    const u32* positions;
+    u32 query_heads, key_heads, dim;
+};
+static_assert(sizeof(RopeParams) == 40, "kernels/src/cuda/rope.rs has the twin");
+
+struct KvStoreParams {
+    Index index;
+    const Element* qkv;
+    Element* keys;  // [blocks, heads, block_tokens, dim], and so are the values
+    Element* values;
+    u32 query_heads, key_heads, dim, block_tokens;
+};
+static_assert(sizeof(KvStoreParams) == 80, "kernels/src/cuda/kv_store.rs has the twin");
+
+struct AttentionParams {
+    Index index;
+    const Element* qkv;
+    const Element* keys;
+    const Element* values;
+    Element* out;    // [rows, query_heads * dim]
+    const u32* work;  // what each block works on; see the kernels
+    float* partials;  // [work, key heads, parts, chunks, heads of a part, 2 + dim]
+    u32* arrivals;    // [work, key heads, parts], zero between launches
+    u32 query_heads, key_heads, dim, block_tokens;
+    u32 window;  // 0 sees everything
+    float scale;  // of products, for powers of two
+};
+static_assert(sizeof(AttentionParams) == 120, "kernels/src/cuda/attention.rs has the twin");
+
+// One local pair in device memory. A shrink rank of 0 marks a target without a pair.
+struct LoraPair {
+    const Element* a;  // [shrink_rank, input / a_blocks]
+    const Element* b;  // [outputs, expand_rank / b_blocks]
+    u32 shrink_rank, expand_rank, a_blocks, b_blocks;
+    u32 output, outputs;  // columns of the site's output row
+    u32 exchange;
+    u32 h;  // where its shrunk activations start in those of a row with the same exchange
+};
+static_assert(sizeof(LoraPair) == 48, "kernels/src/cuda/lora.rs has the twin");
+
+// Shrunk columns of one row of a slot, by exchange.
+struct LoraWidths {
+    u32 of[3];
+};
+static_assert(sizeof(LoraWidths) == 12, "kernels/src/cuda/lora.rs has the twin");
+
+struct LoraParams {
+    const LoraPair* pairs;     // [slots, targets]
+    const LoraWidths* widths;  // [slots]
+    const Segment* segments;
+    const Element* x;  // shrink: [rows, width]
+    Element* y;        // expand: [rows, width]
+    float* h;
+    u32 segment_count, targets, width, exchange;
+    u32 h_stride;  // expand: floats that it keeps of one row's shrunk activations
+};
+static_assert(sizeof(LoraParams) == 72, "kernels/src/cuda/lora.rs has the twin");
+
+struct ArgmaxParams {
+    const float* logits;  // [parts, rows, part_width]
+    u32* tokens;          // [rows], a block each
+    u32 parts, rows, part_width, vocab;
+};
+static_assert(sizeof(ArgmaxParams) == 32, "kernels/src/cuda/sample.rs has the twin");
