@@ -1,5 +1,7 @@
 //! The engine's thread: receive, schedule, run, settle.
 
+use std::collections::BTreeSet;
+use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender};
@@ -60,6 +62,8 @@ pub struct MainLoop {
     shared: Arc<Shared>,
     block_tokens: usize,
     slots_max: usize,
+    /// Sequences came, went or changed places since metrics were told.
+    moved: bool,
 }
 
 impl MainLoop {
@@ -89,6 +93,7 @@ impl MainLoop {
             shared,
             block_tokens: parts.settings.block_tokens,
             slots_max: parts.slots_max,
+            moved: true,
         })
     }
 
@@ -134,6 +139,7 @@ impl MainLoop {
         if let Some(entry) = &entry {
             self.residents.prefetch(entry);
         }
+        self.moved = true;
         let key = self.streams.insert(stream);
         self.scheduler.enqueue(Sequence::new(key, request, entry));
     }
@@ -169,6 +175,7 @@ impl MainLoop {
             }
             over
         });
+        self.moved = true;
         self.settling.ended = 0;
         self.settling.wake();
     }
@@ -183,6 +190,7 @@ impl MainLoop {
         for admission in &self.plan.admitted {
             self.streams[admission.key].admitted(admission, &metrics);
         }
+        self.moved |= !(self.plan.admitted.is_empty() && self.plan.preempted.is_empty());
         metrics.preemptions.inc_by(self.plan.preempted.len() as u64);
         for (key, reason) in self.plan.refused.drain(..) {
             self.streams[key].finish(Finish::Failed(reason), &mut self.settling);
@@ -244,7 +252,17 @@ impl MainLoop {
         metrics.waiting.set(waiting as i64);
         metrics.kv_cache_usage.set(used as f64 / pool.total() as f64);
         self.residents.publish();
-        let _ = self.slots_max;
+        self.publish_in_use();
+    }
+
+    /// Tells which adapters have open sequences, when that may have changed.
+    fn publish_in_use(&mut self) {
+        if !mem::take(&mut self.moved) {
+            return;
+        }
+        let running = names(self.scheduler.running().iter());
+        let waiting = names(self.scheduler.waiting());
+        self.settling.metrics.adapters.set_in_use(self.slots_max, running, waiting);
     }
 }
 
@@ -255,6 +273,13 @@ impl Drop for MainLoop {
             self.settling.metrics.dead.set(1);
         }
     }
+}
+
+/// Names of the adapters of some sequences, each once.
+fn names<'a>(sequences: impl Iterator<Item = &'a Sequence>) -> Vec<String> {
+    let adapters = sequences.filter_map(|it| it.adapter.as_deref());
+    let names: BTreeSet<&str> = adapters.map(|adapter| adapter.name.as_str()).collect();
+    names.into_iter().map(str::to_owned).collect()
 }
 
 fn limits(settings: &config::settings::Engine, blocks: usize) -> Limits {

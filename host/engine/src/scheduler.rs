@@ -10,6 +10,12 @@
 //! 3. *admission* ([`admission`]): waiting sequences, first come first served.
 
 mod admission;
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod tables;
+#[cfg(test)]
+mod world;
 
 use std::collections::VecDeque;
 

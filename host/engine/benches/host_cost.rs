@@ -1,0 +1,2 @@
+//! The engine's own cost.
+fn main() {}

@@ -1,0 +1,133 @@
+//! Whatever comes, in whatever order, into however small a pool: nothing is lost, leaked, mixed up
+//! or starved. What is checked in every step stands in [`crate::scheduler::world`].
+
+use proptest::prelude::*;
+
+use crate::scheduler::Limits;
+use crate::scheduler::world::{Adapters, VOCAB, World, expected, request};
+
+/// A sequence and what happens to it.
+#[derive(Clone, Debug)]
+struct Arrival {
+    /// Steps after the arrival before it.
+    after: usize,
+    prompt: Vec<u32>,
+    max_tokens: u32,
+    adapter: Option<usize>,
+    prompt_logprobs: bool,
+    cancelled_after: Option<usize>,
+}
+
+#[derive(Clone, Debug)]
+struct Scenario {
+    limits: Limits,
+    slots_max: usize,
+    host_max: usize,
+    load_steps: usize,
+    arrivals: Vec<Arrival>,
+}
+
+const ADAPTERS: usize = 5;
+
+fn arrival(context_max: usize) -> impl Strategy<Value = Arrival> {
+    let prompt = prop::collection::vec(0..VOCAB, 1..=context_max);
+    let adapter = prop::option::weighted(0.7, 0..ADAPTERS);
+    (
+        0..4usize,
+        prompt,
+        0..12u32,
+        adapter,
+        prop::bool::weighted(0.2),
+        prop::option::weighted(0.2, 0..20usize),
+    )
+        .prop_map(
+            move |(after, prompt, max_tokens, adapter, prompt_logprobs, cancelled_after)| {
+                let max_tokens = max_tokens.min((context_max - prompt.len()) as u32);
+                Arrival { after, prompt, max_tokens, adapter, prompt_logprobs, cancelled_after }
+            },
+        )
+}
+
+fn limits() -> impl Strategy<Value = Limits> {
+    (2..14usize, 1..5usize, 1..20usize, 1..6usize, any::<bool>(), 1..6usize, 0..4u32).prop_map(
+        |(
+            blocks,
+            block_tokens,
+            batch_tokens_max,
+            sequences_max,
+            prefix_cache,
+            scores_max,
+            overtaken_max,
+        )| {
+            Limits {
+                blocks,
+                block_tokens,
+                batch_tokens_max,
+                sequences_max,
+                prefix_cache,
+                scores_max,
+                overtaken_max,
+            }
+        },
+    )
+}
+
+fn scenario() -> impl Strategy<Value = Scenario> {
+    let residency = (1..4usize, 1..4usize, 0..4usize);
+    (limits(), residency).prop_flat_map(|(limits, (slots_max, host_max, load_steps))| {
+        let context_max = limits.blocks * limits.block_tokens;
+        prop::collection::vec(arrival(context_max), 1..24).prop_map(move |arrivals| Scenario {
+            limits: limits.clone(),
+            slots_max,
+            host_max,
+            load_steps,
+            arrivals,
+        })
+    })
+}
+
+fn check(scenario: &Scenario) {
+    let Scenario { slots_max, host_max, load_steps, .. } = *scenario;
+    let adapters = Adapters::with_host_memory(ADAPTERS, slots_max, load_steps, host_max);
+    let mut world = World::new(scenario.limits.clone(), adapters);
+    let mut cancels = Vec::new();
+    for arrival in &scenario.arrivals {
+        let mut request = request(&arrival.prompt, arrival.max_tokens);
+        request.prompt_logprobs = arrival.prompt_logprobs.then_some(1);
+        let key = world.submit_request(request, arrival.adapter);
+        cancels.extend(arrival.cancelled_after.map(|after| (world.steps + after, key)));
+        for _ in 0..arrival.after {
+            world.step();
+            let due = |(step, _): &(usize, usize)| *step <= world.steps;
+            let due: Vec<_> = cancels.iter().copied().filter(due).collect();
+            due.iter().for_each(|(_, key)| world.cancel(*key));
+        }
+    }
+    world.finish(20_000);
+    for (key, arrival) in scenario.arrivals.iter().enumerate() {
+        check_output(&world, key, arrival);
+    }
+}
+
+fn check_output(world: &World, key: usize, arrival: &Arrival) {
+    let Some(output) = world.outputs.get(&key) else {
+        assert!(arrival.cancelled_after.is_some(), "{key} got no output");
+        return;
+    };
+    assert_eq!(output.len(), arrival.max_tokens as usize);
+    if arrival.adapter.is_none() {
+        assert_eq!(*output, expected(&arrival.prompt, arrival.max_tokens));
+    }
+    if arrival.prompt_logprobs {
+        assert_eq!(world.scored[&key], (0..arrival.prompt.len() - 1).collect::<Vec<_>>());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_sequence_ends_right_and_leaves_nothing_behind(scenario in scenario()) {
+        check(&scenario);
+    }
+}

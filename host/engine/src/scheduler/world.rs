@@ -1,0 +1,304 @@
+//! A world for the scheduler's tests: adapters that take time to load, a KV cache that remembers
+//! what was written into it, and draws that depend on all that a sequence has seen.
+//!
+//! Every step checks what must always hold, so a test only has to say what happens.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use adapters::catalogue::Entry;
+use adapters::residency::{self, Need, Residency, Wait};
+use contract::adapter::{Generation, GenerationId, Kind};
+use contract::request::Request;
+use contract::step::BlockId;
+
+use crate::scheduler::{Leasing, Limits, Plan, Scheduler, Share, Slots};
+use crate::sequence::{Key, Sequence};
+
+pub const VOCAB: u32 = 3;
+
+/// What the scheduler runs in.
+pub struct World {
+    pub scheduler: Scheduler,
+    pub limits: Limits,
+    pub plan: Plan,
+    pub adapters: Adapters,
+    pub steps: usize,
+    /// What lies at each position of each block.
+    cache: HashMap<(BlockId, usize), u64>,
+    /// Outputs of sequences that ended by themselves.
+    pub outputs: BTreeMap<Key, Vec<u32>>,
+    /// The step in which each was first admitted.
+    pub admitted: BTreeMap<Key, usize>,
+    /// Prompt positions whose logprobs were computed, in order.
+    pub scored: BTreeMap<Key, Vec<usize>>,
+    /// Sequences of the last plan with their rows, in order.
+    pub rows: Vec<(Key, usize)>,
+    next_key: Key,
+}
+
+/// A residency with a loader that takes some steps, and finds other weights every time.
+pub struct Adapters {
+    residency: Residency,
+    entries: Vec<Arc<Entry>>,
+    load_steps: usize,
+    loading: Vec<(usize, Arc<Entry>)>,
+    loads: u8,
+}
+
+impl World {
+    pub fn new(limits: Limits, adapters: Adapters) -> Self {
+        Self {
+            scheduler: Scheduler::new(limits.clone()),
+            limits,
+            plan: Plan::default(),
+            adapters,
+            steps: 0,
+            cache: HashMap::new(),
+            outputs: BTreeMap::new(),
+            admitted: BTreeMap::new(),
+            scored: BTreeMap::new(),
+            rows: Vec::new(),
+            next_key: 0,
+        }
+    }
+
+    pub fn submit(&mut self, prompt: &[u32], max_tokens: u32, adapter: Option<usize>) -> Key {
+        self.submit_request(request(prompt, max_tokens), adapter)
+    }
+
+    pub fn submit_request(&mut self, request: Request, adapter: Option<usize>) -> Key {
+        let key = self.next_key;
+        self.next_key += 1;
+        let entry = adapter.map(|at| Arc::clone(&self.adapters.entries[at]));
+        self.scheduler.enqueue(Sequence::new(key, request, entry));
+        key
+    }
+
+    pub fn cancel(&mut self, key: Key) {
+        self.scheduler.retire(|open| open == key);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.scheduler.running().is_empty() && self.scheduler.waiting().len() == 0
+    }
+
+    /// Plans, computes and settles one step, and lets go of what ended.
+    pub fn step(&mut self) {
+        self.plan();
+        self.compute();
+    }
+
+    /// Plans one step.
+    pub fn plan(&mut self) {
+        self.steps += 1;
+        self.adapters.turn();
+        self.scheduler.schedule(&mut self.adapters, &mut self.plan);
+        for admission in &self.plan.admitted {
+            self.admitted.entry(admission.key).or_insert(self.steps);
+        }
+        let shares = self.plan.shares.iter();
+        let key = |share: &Share| self.scheduler.running()[share.at].key;
+        self.rows = shares.map(|share| (key(share), share.rows)).collect();
+        self.check_plan();
+        self.check_blocks();
+    }
+
+    /// Computes what was planned.
+    pub fn compute(&mut self) {
+        let mut ended = Vec::new();
+        for share in self.plan.shares.clone() {
+            self.write_cache(share);
+            let sequence = &self.scheduler.running()[share.at];
+            let (draws, scores) = (sequence.draws(share.rows), sequence.scores(share.rows));
+            let drawn = draw(&seen(sequence, sequence.tokens.len()));
+            let sequence = self.scheduler.advance(share);
+            self.scored.entry(sequence.key).or_default().extend(scores);
+            if draws {
+                sequence.tokens.push(drawn);
+            }
+            let has_all = sequence.drawn() == sequence.request.max_tokens as usize;
+            if has_all && (draws || sequence.uncomputed() == 0) {
+                let output = sequence.tokens[sequence.request.prompt.len()..].to_vec();
+                ended.push(sequence.key);
+                self.outputs.insert(sequence.key, output);
+            }
+        }
+        self.scheduler.retire(|key| ended.contains(&key));
+        self.check_blocks();
+    }
+
+    /// Runs until nothing is open; panics if that takes more than `steps_max` steps.
+    pub fn finish(&mut self, steps_max: usize) {
+        for _ in 0..steps_max {
+            if self.is_empty() {
+                assert_eq!(self.scheduler.pool().available(), self.limits.blocks, "blocks leaked");
+                return;
+            }
+            self.step();
+        }
+        panic!("{} sequences are open after {steps_max} steps", self.scheduler.waiting().len());
+    }
+
+    /// Every position before the share must hold what this very sequence would have written.
+    fn write_cache(&mut self, share: Share) {
+        let sequence = &self.scheduler.running()[share.at];
+        for position in 0..sequence.computed + share.rows {
+            let block = sequence.blocks[position / self.limits.block_tokens];
+            let place = (block, position % self.limits.block_tokens);
+            let wanted = hash(&seen(sequence, position + 1));
+            if position < sequence.computed {
+                let found = self.cache.get(&place);
+                assert_eq!(found, Some(&wanted), "position {position} of {}", sequence.key);
+            } else {
+                self.cache.insert(place, wanted);
+            }
+        }
+    }
+
+    fn check_plan(&self) {
+        let running = self.scheduler.running();
+        let shares = &self.plan.shares;
+        assert!(running.len() <= self.limits.sequences_max);
+        let rows: usize = shares.iter().map(|share| share.rows).sum();
+        assert!(rows <= self.limits.batch_tokens_max, "{rows} rows");
+        let scores: usize =
+            shares.iter().map(|share| running[share.at].scores(share.rows).len()).sum();
+        assert!(scores <= self.limits.scores_max, "{scores} prompt logprobs");
+        assert!(shares.is_sorted_by_key(|share| running[share.at].slot()));
+        let once: HashSet<_> = shares.iter().map(|share| share.at).collect();
+        assert_eq!(once.len(), shares.len(), "a sequence has two shares");
+        for share in shares {
+            let sequence = &running[share.at];
+            assert!(share.rows > 0 && share.rows <= sequence.uncomputed());
+            assert_eq!(sequence.adapter.is_some(), sequence.lease.is_some(), "no lease");
+        }
+    }
+
+    /// Held blocks and free ones are all blocks, and nobody writes into a shared one.
+    fn check_blocks(&self) {
+        let mut holders: HashMap<BlockId, usize> = HashMap::new();
+        for sequence in self.scheduler.running() {
+            let own: HashSet<_> = sequence.blocks.iter().collect();
+            assert_eq!(own.len(), sequence.blocks.len(), "a block twice in one table");
+            own.into_iter().for_each(|block| *holders.entry(*block).or_default() += 1);
+        }
+        assert!(self.scheduler.waiting().all(|waiting| waiting.blocks.is_empty()));
+        assert_eq!(self.scheduler.pool().available() + holders.len(), self.limits.blocks);
+        for sequence in self.scheduler.running() {
+            let written = sequence.computed / self.limits.block_tokens;
+            assert!(sequence.blocks.iter().skip(written).all(|block| holders[block] == 1));
+        }
+    }
+}
+
+impl Adapters {
+    pub fn new(count: usize, slots_max: usize, load_steps: usize) -> Self {
+        Self::with_host_memory(count, slots_max, load_steps, count)
+    }
+
+    /// Host memory for `host_max` generations.
+    pub fn with_host_memory(
+        count: usize,
+        slots_max: usize,
+        load_steps: usize,
+        host_max: usize,
+    ) -> Self {
+        let limits = residency::Limits { slots_max, host_bytes_max: host_max };
+        Self {
+            residency: Residency::new(limits),
+            entries: (0..count).map(|at| Arc::new(entry(at))).collect(),
+            load_steps,
+            loading: Vec::new(),
+            loads: 0,
+        }
+    }
+
+    fn turn(&mut self) {
+        for at in (0..self.loading.len()).rev() {
+            self.loading[at].0 = self.loading[at].0.saturating_sub(1);
+            if self.loading[at].0 == 0 {
+                let (_, entry) = self.loading.remove(at);
+                self.loads = self.loads.wrapping_add(1);
+                self.residency.loaded(Arc::new(generation(&entry.name, self.loads)));
+            }
+        }
+    }
+}
+
+impl Slots for Adapters {
+    fn lease(&mut self, entry: &Arc<Entry>) -> Leasing {
+        match self.residency.want(entry) {
+            Need::Ready(lease) | Need::Activate { lease, .. } => Leasing::Granted(lease),
+            Need::Wait(wait) => Leasing::Later(wait),
+            Need::Load => {
+                self.loading.push((self.load_steps, Arc::clone(entry)));
+                Leasing::Later(Wait::Loading)
+            }
+        }
+    }
+}
+
+pub fn request(prompt: &[u32], max_tokens: u32) -> Request {
+    Request {
+        id: String::new(),
+        adapter: None,
+        prompt: prompt.into(),
+        sampling: Arc::default(),
+        seed: 0,
+        max_tokens,
+        stop: Vec::new(),
+        include_stop: false,
+        skip_special_tokens: true,
+        logprobs: None,
+        prompt_logprobs: None,
+    }
+}
+
+fn entry(at: usize) -> Entry {
+    Entry {
+        name: format!("adapter-{at}"),
+        path: PathBuf::new(),
+        kind: Kind::Plain,
+        lora_rank: 1,
+        bytes: 1,
+        pinned: false,
+    }
+}
+
+fn generation(name: &str, load: u8) -> Generation {
+    let mut id = [load; 32];
+    id[0] = name.as_bytes()[name.len() - 1];
+    let (name, kind) = (name.to_owned(), Kind::Plain);
+    Generation { id: GenerationId(id), name, kind, lora_rank: 1, ranks: Vec::new() }
+}
+
+type Seen<'a> = (Option<GenerationId>, &'a [u32]);
+
+/// All that the keys and values of position `tokens - 1` depend on.
+fn seen(sequence: &Sequence, tokens: usize) -> Seen<'_> {
+    let generation = sequence.lease.as_ref().map(|lease| lease.generation());
+    (generation, &sequence.tokens[..tokens])
+}
+
+fn hash(seen: &Seen<'_>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    seen.hash(&mut hasher);
+    hasher.finish()
+}
+
+fn draw(seen: &Seen<'_>) -> u32 {
+    (hash(seen) % u64::from(VOCAB)) as u32
+}
+
+/// What a sequence without an adapter draws when it is alone.
+pub fn expected(prompt: &[u32], max_tokens: u32) -> Vec<u32> {
+    let mut tokens = prompt.to_vec();
+    for _ in 0..max_tokens {
+        let next = draw(&(None, &tokens));
+        tokens.push(next);
+    }
+    tokens.split_off(prompt.len())
+}
