@@ -3,3 +3,6 @@
 
 /// Who may know whom, and the sizes that keep files readable.
 mod tidy;
+
+/// What the ranks compute: against PEFT and transformers, alone and in a batch, cut in any way.
+mod ranks;

@@ -41,7 +41,6 @@ pub fn builds(parallel: &Parallel, source: Source, counts: &Arc<CollectiveCounts
 }
 
 fn build<C: Comm<Vec<f32>> + 'static>(comm: C, parallel: &Parallel, source: Arc<Source>) -> Build {
-    let threads = parallel.threads.unwrap_or_else(|| threads_of(parallel.tensor));
     Box::new(move || {
         let rank = Rank::build(Reference, comm, source.blueprint())?;
         Ok(Box::new(rank) as Box<dyn Work>)

@@ -152,3 +152,136 @@ impl Executor for Group {
         self.call(&Command::Unload(slot)).map(drop)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::time::Duration;
+
+    use collective::comm::Comm;
+    use collective::threads::ThreadComm;
+    use contract::adapter::{GenerationId, Kind};
+    use contract::counts::Purpose;
+    use model::error::{Error, Result};
+
+    use super::*;
+    use crate::worker::Work;
+
+    /// A rank that writes down what it is asked, and fails when told.
+    struct Scripted {
+        comm: ThreadComm,
+        fails: Fails,
+        log: Arc<Mutex<Vec<String>>>,
+    }
+
+    #[derive(Clone, Copy, PartialEq)]
+    enum Fails {
+        Never,
+        Load,
+        Run,
+        Panic,
+    }
+
+    impl Scripted {
+        fn note(&self, what: &str) {
+            let rank = Comm::<Vec<f32>>::rank(&self.comm);
+            self.log.lock().unwrap().push(format!("{what} {rank}"));
+        }
+    }
+
+    impl Work for Scripted {
+        fn run(&mut self, _: &Arc<Batch>) -> Result<Vec<Answer>> {
+            match self.fails {
+                Fails::Run => return Err(kernels::error::Error::Device("it burns".into()).into()),
+                Fails::Panic => panic!("out of coffee"),
+                _ => {}
+            }
+            self.comm.all_reduce_sum(&mut vec![1.0], 1, Purpose::Base)?;
+            let token = Comm::<Vec<f32>>::rank(&self.comm) as u32;
+            Ok(vec![Answer { token, ..Answer::default() }])
+        }
+
+        fn load(&mut self, _: Slot, _: &Generation) -> Result<()> {
+            if self.fails == Fails::Load {
+                let full = kernels::error::Error::Memory { what: "a pair", bytes: 7 };
+                return Err(Error::Kernel(full));
+            }
+            self.note("load");
+            Ok(())
+        }
+
+        fn unload(&mut self, _: Slot) {
+            self.note("unload");
+        }
+    }
+
+    /// Three ranks of which the second fails as told, and what they write down.
+    fn group(fails: Fails) -> (Group, Arc<Mutex<Vec<String>>>) {
+        let (counts, log) = (Arc::default(), Arc::new(Mutex::new(Vec::new())));
+        let comms = ThreadComm::group(3, Duration::from_secs(20), &counts);
+        let build = |(rank, comm)| -> Build {
+            let fails = if rank == 1 { fails } else { Fails::Never };
+            let rank = Scripted { comm, fails, log: Arc::clone(&log) };
+            Box::new(move || Ok(Box::new(rank)))
+        };
+        let builds = comms.into_iter().enumerate().map(build).collect();
+        let limits = Limits { blocks: 1, positions_max: 16, rows_max: 4 };
+        (Group::of(builds, limits, counts).unwrap(), log)
+    }
+
+    fn generation() -> Arc<Generation> {
+        let id = GenerationId([0; 32]);
+        let name = "any".to_owned();
+        Arc::new(Generation { id, name, kind: Kind::Plain, lora_rank: 1, ranks: Vec::new() })
+    }
+
+    #[test]
+    fn the_first_rank_answers() {
+        let (mut group, _) = group(Fails::Never);
+        let output = group.run(Arc::default()).unwrap();
+        assert_eq!(output.answers, [Answer::default()]);
+        assert_eq!(group.counts().get(Purpose::Base), 1);
+    }
+
+    #[test]
+    fn a_load_happens_on_all_ranks_or_on_none() {
+        let (mut group, log) = group(Fails::Load);
+        let Err(Fault::Refused(why)) = group.load(Slot(0), generation()) else { panic!("loaded") };
+        assert_eq!(why, "out of memory: a pair needs 7 bytes");
+        let mut log = log.lock().unwrap().clone();
+        log.sort();
+        assert_eq!(log, ["load 0", "load 2", "unload 0", "unload 1", "unload 2"]);
+        assert!(group.run(Arc::default()).is_ok(), "a refusal harms nobody");
+    }
+
+    #[test]
+    fn a_rank_that_fails_is_named_and_its_peers_are_free() {
+        for (fails, expected) in [(Fails::Run, "it burns"), (Fails::Panic, "out of coffee")] {
+            let (mut group, _) = group(fails);
+            for _ in 0..2 {
+                let Err(fault) = group.run(Arc::default()) else { panic!("ran") };
+                let Fault::Dead { rank: 1, message } = fault else { panic!("{fault}") };
+                assert!(message.contains(expected), "{message}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_rank_that_cannot_be_built_is_named() {
+        let build = |rank: usize| -> Build {
+            Box::new(move || {
+                assert!(rank == 0, "no device {rank}");
+                Ok(Box::new(Scripted {
+                    comm: ThreadComm::group(1, Duration::ZERO, &Arc::default()).remove(0),
+                    fails: Fails::Never,
+                    log: Arc::default(),
+                }))
+            })
+        };
+        let limits = Limits { blocks: 1, positions_max: 16, rows_max: 4 };
+        let Err(error) = Group::of(vec![build(0), build(1)], limits, Arc::default()) else {
+            panic!("started")
+        };
+        assert_eq!(error.to_string(), "rank 1 did not start: panicked: no device 1");
+    }
+}
