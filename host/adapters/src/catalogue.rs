@@ -88,8 +88,10 @@ pub enum CatalogueError {
     #[error("adapter {:?} in {}: {}", .0.name, .0.path.display(), .0.reason)]
     Named(Refused),
     /// Pinned adapters leave no slot for the others.
-    #[error("{pinned} of {adapters} adapters are pinned, adapters.slots_max = {slots_max}; {} would do",
-        (pinned + 1).min(*adapters))]
+    #[error(
+        "{pinned} of {adapters} adapters are pinned, adapters.slots_max = {slots_max}; \
+         {} would do", (pinned + 1).min(*adapters)
+    )]
     Slots {
         /// Adapters that never leave their slot.
         pinned: usize,

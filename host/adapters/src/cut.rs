@@ -3,15 +3,15 @@
 //! `I` and `O` are the inputs and outputs that the rank holds of the base layer, one of them all;
 //! `K` are the lora ranks that a block-diagonal factor joins to them, all without one.
 //!
-//! | sharding                | A takes                    | B takes                 | exchange |
-//! |-------------------------|----------------------------|-------------------------|----------|
-//! | like the base           | rows `K`, columns `I`      | rows `O`, columns `K`   | none     |
-//! | fully, column-parallel  | rows: its part, columns all| rows `O`, columns all   | gather   |
-//! | fully, row-parallel     | rows all, columns `I`      | rows: its part, all     | reduce   |
+//! | sharding              | A takes                 | B takes               | exchange |
+//! |-----------------------|-------------------------|-----------------------|----------|
+//! | like the base         | rows `K`, columns `I`   | rows `O`, columns `K` | none     |
+//! | fully, column-parallel| its part of the rows    | rows `O`              | gather   |
+//! | fully, row-parallel   | columns `I`             | its part of the rows  | reduce   |
 //!
 //! The first line holds for plain and block-diagonal factors, for any number of ranks and blocks:
-//! with as many ranks as blocks `K` is the rank's own block, with fewer ranks several, and with more
-//! the one that it shares. That line is why adapters need no collective of their own.
+//! with as many ranks as blocks `K` is the rank's own block, with fewer ranks several, and with
+//! more the one that it shares. That line is why adapters need no collective of their own.
 
 use std::ops::Range;
 

@@ -157,7 +157,8 @@ impl Residency {
     }
 
     /// Says what a sequence with this adapter needs, and takes note of it: a slot or host memory
-    /// that the answer names is taken from then on.
+    /// that the answer names is taken from then on. The entry alone must fit into host memory,
+    /// which the catalogue sees to.
     pub fn want(&mut self, entry: &Entry) -> Need {
         self.uses += 1;
         if let Some(&slot) = self.slot_of.get(&entry.name) {
@@ -259,15 +260,16 @@ impl Residency {
     /// A load evicts others from host memory only when a slot waits for it. Otherwise sequences
     /// that wait for slots would evict each other's generations in turn and load forever.
     fn load(&mut self, entry: &Entry) -> Need {
-        let loading = self.host.values().filter(|copy| copy.generation.is_none()).count();
-        if loading == LOADS_MAX {
+        let loading = self.host.values().filter(|copy| copy.generation.is_none());
+        let (loads, bytes) = loading.fold((0, 0), |(loads, sum), it| (loads + 1, sum + it.bytes));
+        if loads == LOADS_MAX || bytes + entry.bytes > self.host_bytes_max {
             return Need::Wait(Wait::Loading);
         }
         if self.vacant_slot().is_some() {
             self.make_room(entry.bytes);
         }
         if self.host_bytes + entry.bytes > self.host_bytes_max {
-            return Need::Wait(if loading > 0 { Wait::Loading } else { Wait::Slot });
+            return Need::Wait(Wait::Slot);
         }
         let copy = HostCopy { generation: None, bytes: entry.bytes, used: self.uses };
         self.host.insert(entry.name.clone(), copy);
