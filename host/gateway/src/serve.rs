@@ -38,7 +38,10 @@ pub async fn serve(listener: TcpListener, app: Arc<App>, shutdown: impl Future<O
     let drained = timeout(app.settings.drain, graceful.shutdown());
     // Newcomers are told that the server is going, so that a balancer takes them elsewhere.
     let nobody_waits_for = GracefulShutdown::new();
-    let ended = async { tracing::info!(in_time = drained.await.is_ok(), "drained") };
+    let ended = async {
+        let in_time = drained.await.is_ok();
+        tracing::info!(in_time, "drained");
+    };
     connections.accept_until(ended, || nobody_waits_for.watcher()).await;
 }
 

@@ -36,5 +36,6 @@ pub fn detokenize(fields: &Fields<'_>, engine: &Engine) -> Result<Value, ApiErro
     let wanted = "a list of token ids";
     let tokens: Option<Vec<u32>> = fields.get("tokens", wanted, |_| true)?;
     let tokens = tokens.ok_or_else(|| ApiError::invalid("tokens", "absent", wanted))?;
+    completion::check_known("tokens", &tokens, engine.text().vocab())?;
     Ok(json!({"prompt": engine.text().decode(&tokens, false)}))
 }

@@ -160,3 +160,79 @@ impl Frames {
             .expect("texts, numbers and JSON values can be written to memory: this is a bug");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn frames(shape: Shape) -> Frames {
+        let head = Head { id: "a-1".to_owned(), created: 7, model: "m\"x".to_owned() };
+        Frames::new(&head, shape)
+    }
+
+    fn written(mut frames: Frames) -> String {
+        String::from_utf8(frames.take().expect("an event").to_vec()).expect("UTF-8")
+    }
+
+    #[test]
+    fn chat_events_are_as_openai_writes_them() {
+        let mut frames = frames(Shape::Chat);
+        let ids: &[u32] = &[1, 2];
+        let role = Piece { role: true, prompt_token_ids: Some(ids), ..Piece::default() };
+        frames.piece(&role, None);
+        frames.piece(&Piece { index: 1, text: "a\"\n\u{1}é", ..Piece::default() }, None);
+        let finish = Some(&Finish::StopToken(Some(9)));
+        frames.piece(&Piece { finish, ..Piece::default() }, Some(&Value::Null));
+        let head = concat!(
+            r#"data: {"id":"a-1","object":"chat.completion.chunk","created":7,"#,
+            r#""model":"m\"x","choices":[{"index":"#
+        );
+        let events = [
+            r#"0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}],"#,
+            r#""prompt_token_ids":[1,2]}"#,
+            "\n\n",
+            head,
+            r#"1,"delta":{"content":"a\"\n\u0001é"},"logprobs":null,"finish_reason":null}]}"#,
+            "\n\n",
+            head,
+            r#"0,"delta":{},"logprobs":null,"finish_reason":"stop","stop_reason":9}],"usage":null}"#,
+            "\n\n",
+        ];
+        assert_eq!(written(frames), head.to_owned() + &events.concat());
+    }
+
+    #[test]
+    fn text_events_are_as_openai_writes_them() {
+        let mut frames = frames(Shape::Text);
+        frames.piece(
+            &Piece {
+                text: "b",
+                logprobs: Some(json!({"tokens": ["b"]})),
+                token_ids: Some(vec![5]),
+                prompt_token_ids: Some(&[1]),
+                finish: Some(&Finish::Length),
+                ..Piece::default()
+            },
+            None,
+        );
+        frames.usage(&json!({"total_tokens": 3}));
+        frames.error(&json!({"error": {}}));
+        frames.keep_alive();
+        frames.done();
+        let head = concat!(
+            r#"data: {"id":"a-1","object":"text_completion","created":7,"#,
+            r#""model":"m\"x","choices":["#
+        );
+        let events = [
+            r#"{"index":0,"text":"b","logprobs":{"tokens":["b"]},"finish_reason":"length","#,
+            r#""stop_reason":null,"token_ids":[5],"prompt_token_ids":[1]}]}"#,
+            "\n\n",
+            head,
+            "],\"usage\":{\"total_tokens\":3}}\n\ndata: {\"error\":{}}\n\n",
+            ": keep-alive\n\ndata: [DONE]\n\n",
+        ];
+        assert_eq!(written(frames), head.to_owned() + &events.concat());
+    }
+}

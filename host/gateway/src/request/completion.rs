@@ -89,7 +89,10 @@ fn sources(fields: &Fields<'_>) -> Result<Vec<Source>, ApiError> {
 fn prompt(source: Source, text: &Text, special: bool, echo: bool) -> Result<Prompt, ApiError> {
     let (tokens, shown) = match source {
         Source::Text(shown) => (encode(text, &shown, special)?, Some(shown)),
-        Source::Tokens(tokens) => (known(tokens, text.vocab())?, None),
+        Source::Tokens(tokens) => {
+            check_known("prompt", &tokens, text.vocab())?;
+            (tokens, None)
+        }
     };
     let echo = echo.then(|| shown.unwrap_or_else(|| text.decode(&tokens, false)));
     Ok(Prompt { tokens: tokens.into(), echo })
@@ -104,12 +107,9 @@ pub fn encode(text: &Text, prompt: &str, add_special: bool) -> Result<Vec<u32>, 
     text.encode(prompt, add_special).map_err(invalid)
 }
 
-fn known(tokens: Vec<u32>, vocab: usize) -> Result<Vec<u32>, ApiError> {
-    match tokens.iter().find(|&&token| token as usize >= vocab) {
-        Some(token) => {
-            let wanted = format!("made of token ids below {vocab}");
-            Err(ApiError::invalid("prompt", format!("one with the token {token}"), &wanted))
-        }
-        None => Ok(tokens),
-    }
+/// Refuses tokens that the tokenizer does not have.
+pub fn check_known(param: &'static str, tokens: &[u32], vocab: usize) -> Result<(), ApiError> {
+    let Some(token) = tokens.iter().find(|&&token| token as usize >= vocab) else { return Ok(()) };
+    let wanted = format!("made of token ids below {vocab}");
+    Err(ApiError::invalid(param, format!("one with the token {token}"), &wanted))
 }

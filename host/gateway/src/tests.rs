@@ -1,0 +1,12 @@
+//! The server over a socket, with the real engine and ranks that follow a script.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod client;
+mod script;
+mod server;
+
+mod conduct;
+mod refusals;
+mod routes;
+mod streams;
+mod whole;

@@ -1,0 +1,131 @@
+//! Servers on a free port of the loopback.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use config::settings::{ApiKey, Server as Settings};
+use contract::counts::{CollectiveCounts, Purpose};
+use contract::policy::{Builtin, Tenant};
+use engine::handle::Engine;
+use engine::metrics::Metrics;
+use gateway::app::{App, Replica};
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+
+use super::script::{self, Bounds};
+
+/// The name of the base.
+pub const BASE: &str = "base";
+
+/// What a server is started with.
+pub struct Options {
+    /// Of its engine; none leaves it starting.
+    pub bounds: Option<Bounds>,
+    /// Keys that may call.
+    pub keys: Vec<ApiKey>,
+    /// Largest body.
+    pub body_bytes_max: usize,
+    /// Longest request.
+    pub request_timeout: Duration,
+    /// Longest drain.
+    pub drain: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            bounds: Some(Bounds::default()),
+            keys: Vec::new(),
+            body_bytes_max: 1 << 20,
+            request_timeout: Duration::from_secs(30),
+            drain: Duration::from_secs(10),
+        }
+    }
+}
+
+/// A server that runs in this process.
+pub struct Server {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Its state.
+    pub app: Arc<App>,
+    /// Its engine, once there is one.
+    pub engine: Option<Engine>,
+    stop: oneshot::Sender<()>,
+    served: JoinHandle<()>,
+}
+
+impl Server {
+    /// A server as most tests want it.
+    pub async fn start() -> Self {
+        Self::with(Options::default()).await
+    }
+
+    /// A server whose engine takes `step` for every token.
+    pub async fn slow(step: Duration) -> Self {
+        let bounds = Some(Bounds { step, ..Bounds::default() });
+        Self::with(Options { bounds, ..Options::default() }).await
+    }
+
+    /// A server.
+    pub async fn with(options: Options) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let settings = Settings {
+            listen: address,
+            api_keys: options.keys,
+            drain: options.drain,
+            body_bytes_max: options.body_bytes_max,
+            request_timeout: options.request_timeout,
+        };
+        let keys =
+            settings.api_keys.iter().map(|key| (key.key.clone(), Tenant(key.tenant.clone())));
+        let policy = Arc::new(Builtin::new(BASE, keys));
+        let app = Arc::new(App::new(settings, policy, BASE.to_owned()));
+        let (stop, stopped) = oneshot::channel();
+        let shutdown = async { drop(stopped.await) };
+        let served = tokio::spawn(gateway::serve(listener, app.clone(), shutdown));
+        let mut server = Self { address, app, engine: None, stop, served };
+        if let Some(bounds) = options.bounds {
+            server.open(bounds);
+        }
+        server
+    }
+
+    /// Gives the server its engine, and two collectives of the base to count.
+    pub fn open(&mut self, bounds: Bounds) {
+        let metrics = Arc::new(Metrics::new(BASE, 512));
+        let mut registry = Registry::default();
+        metrics.register(&mut registry);
+        let engine = script::engine(bounds, metrics);
+        let counts = Arc::new(CollectiveCounts::default());
+        (0..2).for_each(|_| counts.add(Purpose::Base));
+        self.engine = Some(engine.clone());
+        self.app.open(Replica { engine, counts, registry });
+    }
+
+    /// The engine, once there is one.
+    pub fn engine(&self) -> &Engine {
+        self.engine.as_ref().unwrap()
+    }
+
+    /// Asks the server to stop; what is returned ends when it has.
+    pub fn stop(self) -> impl Future<Output = ()> {
+        self.stop.send(()).unwrap();
+        async { self.served.await.unwrap() }
+    }
+}
+
+/// Waits for something that another thread is about to do.
+pub async fn until(what: &str, happened: impl Fn() -> bool) {
+    let patience = Instant::now() + Duration::from_secs(10);
+    while !happened() {
+        assert!(Instant::now() < patience, "never: {what}");
+        sleep(Duration::from_millis(2)).await;
+    }
+}
