@@ -9,7 +9,7 @@ use collective::solo::Solo;
 use collective::threads::ThreadComm;
 use config::settings::{Backend, CommKind, Parallel};
 use contract::counts::CollectiveCounts;
-use kernels::reference::Reference;
+use kernels::cpu::Cpu;
 use model::rank::Rank;
 
 use crate::error::StartError;
@@ -41,8 +41,9 @@ pub fn builds(parallel: &Parallel, source: Source, counts: &Arc<CollectiveCounts
 }
 
 fn build<C: Comm<Vec<f32>> + 'static>(comm: C, parallel: &Parallel, source: Arc<Source>) -> Build {
+    let threads = parallel.threads.unwrap_or_else(|| threads_of(parallel.tensor));
     Box::new(move || {
-        let rank = Rank::build(Reference, comm, source.blueprint())?;
+        let rank = Rank::build(Cpu::new(threads)?, comm, source.blueprint())?;
         Ok(Box::new(rank) as Box<dyn Work>)
     })
 }

@@ -82,6 +82,11 @@ impl Site {
     fn pairs(&self, slot: Slot, exchange: Exchange) -> impl Iterator<Item = &Pair> {
         self.slots[slot.index()].iter().filter(move |pair| pair.shape.exchange == exchange)
     }
+
+    /// Shrunk elements of a row whose adapter lies in `slot`.
+    fn width(&self, slot: Slot, exchange: Exchange) -> usize {
+        self.pairs(slot, exchange).map(|pair| pair.shape.shrink_rank).sum()
+    }
 }
 
 /// Rows with one adapter, and where their shrunk activations lie.
@@ -100,7 +105,7 @@ fn shares(site: &Site, batch: &Batch, exchange: Exchange, rows_max: usize) -> Ve
     let mut at = 0;
     for segment in &batch.segments {
         let Some(slot) = segment.slot else { continue };
-        let width = site.pairs(slot, exchange).map(|pair| pair.shape.shrink_rank).sum();
+        let width = site.width(slot, exchange);
         let (start, end) = (segment.rows.start as usize, segment.rows.end as usize);
         for start in (start..end).step_by(rows_max) {
             let rows = start..(start + rows_max).min(end);
@@ -115,8 +120,8 @@ fn shares(site: &Site, batch: &Batch, exchange: Exchange, rows_max: usize) -> Ve
 
 /// [`crate::ops::Ops::lora_len`].
 pub fn len(site: &Site, batch: &Batch, exchange: Exchange) -> usize {
-    let last = shares(site, batch, exchange, usize::MAX).pop();
-    last.map_or(0, |share| share.at + share.rows.len() * share.width)
+    let adapted = batch.segments.iter().filter_map(|segment| Some((segment.slot?, segment)));
+    adapted.map(|(slot, segment)| segment.rows.len() * site.width(slot, exchange)).sum()
 }
 
 /// [`crate::ops::Ops::lora_shrink`].
