@@ -208,7 +208,7 @@ __device__ void attend(const AttentionParams& p) {
     const u32 group = p.query_heads / p.key_heads, parts = (group + HEADS - 1) / HEADS;
     const u32 key_head = blockIdx.y / parts, first = blockIdx.y % parts * HEADS;
     const u32 heads = min(group - first, HEADS), query_head = key_head * group + first;
-    const u32 row = p.work ? p.work[blockIdx.z] : blockIdx.z;
+    const u32 row = p.work ? p.work[blockIdx.z] : p.first + blockIdx.z;
     const Chunk chunk = chunk_of(p.index.positions[row], p.window, blockIdx.x);
     if (blockIdx.x >= chunk.count) return;
 
@@ -261,7 +261,7 @@ __device__ void attend(const AttentionParams& p) {
     }
 }
 
-// Grid: chunks, parts of key/value heads, work. `work` names the rows, or is null for all of them.
+// Grid: chunks, parts of key/value heads, rows: those that `work` names, or all from `first` on.
 // BLOCKS share a multiprocessor: more of them would spill registers.
 #define ATTENTION_ROWS(LANES, HEADS, BLOCKS)                              \
     extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)         \
@@ -269,15 +269,15 @@ __device__ void attend(const AttentionParams& p) {
         attend<LANES, HEADS>(p);                                          \
     }
 
-ATTENTION_ROWS(8, 1, 6)
-ATTENTION_ROWS(8, 2, 4)
+ATTENTION_ROWS(8, 1, 5)
+ATTENTION_ROWS(8, 2, 3)
 ATTENTION_ROWS(8, 4, 3)
 ATTENTION_ROWS(8, 8, 2)
-ATTENTION_ROWS(16, 1, 6)
-ATTENTION_ROWS(16, 2, 4)
+ATTENTION_ROWS(16, 1, 5)
+ATTENTION_ROWS(16, 2, 3)
 ATTENTION_ROWS(16, 4, 3)
 ATTENTION_ROWS(16, 8, 2)
-ATTENTION_ROWS(32, 1, 6)
-ATTENTION_ROWS(32, 2, 4)
+ATTENTION_ROWS(32, 1, 5)
+ATTENTION_ROWS(32, 2, 3)
 ATTENTION_ROWS(32, 4, 3)
 ATTENTION_ROWS(32, 8, 2)

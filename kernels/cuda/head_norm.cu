@@ -4,7 +4,7 @@
 #include "reduce.cuh"
 
 template <int N>
-__device__ void normalise(Element* head, const Element* weight, const HeadNormParams& p) {
+__device__ void normalise(Element* head, const float* weight, const HeadNormParams& p) {
     u32 lane = threadIdx.x % 32;
     float squares = 0.0f;
     for (u32 i = lane * N; i < p.dim; i += 32 * N) {
@@ -29,6 +29,6 @@ extern "C" __global__ void head_norm(HeadNormParams p) {
     if (head >= p.query_heads + p.key_heads) return;
     u64 width = static_cast<u64>(p.query_heads + 2 * p.key_heads) * p.dim;
     Element* x = p.qkv + blockIdx.y * width + head * p.dim;
-    const Element* weight = head < p.query_heads ? p.queries : p.keys;
+    const float* weight = head < p.query_heads ? p.queries : p.keys;
     p.dim % 4 == 0 ? normalise<4>(x, weight, p) : normalise<1>(x, weight, p);
 }

@@ -44,8 +44,8 @@ static_assert(sizeof(PickRowsParams) == 32, "kernels/src/cuda/pick_rows.rs has t
 
 struct RmsNormParams {
     const Element* x;
-    const Element* weight;  // [width]
-    Element* out;           // [rows, width], a block each
+    const float* weight;  // [width]
+    Element* out;         // [rows, width], a block each
     u32 width;
     float eps;
 };
@@ -66,9 +66,9 @@ struct SiluMulParams {
 static_assert(sizeof(SiluMulParams) == 24, "kernels/src/cuda/silu_mul.rs has the twin");
 
 struct HeadNormParams {
-    Element* qkv;            // [rows, (queries + 2 * keys_values) * dim]
-    const Element* queries;  // [dim]
-    const Element* keys;     // [dim]
+    Element* qkv;          // [rows, (query_heads + 2 * key_heads) * dim]
+    const float* queries;  // [dim]
+    const float* keys;     // [dim]
     u32 query_heads, key_heads, dim;
     float eps;
 };
@@ -103,8 +103,9 @@ struct AttentionParams {
     u32 query_heads, key_heads, dim, block_tokens;
     u32 window;  // 0 sees everything
     float scale;  // of products, for powers of two
+    u32 first;    // the first row where `work` is null
 };
-static_assert(sizeof(AttentionParams) == 120, "kernels/src/cuda/attention.rs has the twin");
+static_assert(sizeof(AttentionParams) == 128, "kernels/src/cuda/attention.rs has the twin");
 
 // One local pair in device memory. A shrink rank of 0 marks a target without a pair.
 struct LoraPair {

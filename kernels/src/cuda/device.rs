@@ -1,0 +1,126 @@
+//! One rank's hold on a device: context, stream and kernels, and how a kernel is launched.
+
+use std::marker::PhantomData;
+use std::path::Path;
+use std::ptr;
+use std::sync::Arc;
+
+use contract::tensor::DType;
+use cudarc::driver::sys::CUfunction_attribute;
+use cudarc::driver::{CudaContext, CudaFunction, CudaStream, result};
+
+use crate::error::{Error, Result};
+
+use super::kernels::Kernels;
+use super::program::{Programs, Target};
+use super::status::During;
+
+/// What every launcher needs. Ranks on one device share its context; each has a stream of its own.
+pub struct Device {
+    pub context: Arc<CudaContext>,
+    pub stream: Arc<CudaStream>,
+    pub kernels: Kernels,
+    /// Element type of activations, weights, caches and adapters.
+    pub dtype: DType,
+}
+
+impl Device {
+    pub fn open(ordinal: usize, dtype: DType, cache: Option<&Path>) -> Result<Self> {
+        let context = CudaContext::new(ordinal).during("opening the device")?;
+        // SAFETY: all work of a rank is on one stream, in order; nothing waits for cudarc's events.
+        unsafe { context.disable_event_tracking() };
+        let capability = context.compute_capability().during("asking for its capability")?;
+        let target = Target::new(capability, dtype);
+        let kernels = Kernels::new(&Programs::load(&context, &target, cache)?)?;
+        let stream = context.new_stream().during("creating a stream")?;
+        Ok(Self { context, stream, kernels, dtype })
+    }
+
+    /// Puts one launch on the stream. A grid with no blocks is no work.
+    pub fn launch<P: Copy>(&self, kernel: &Kernel<P>, grid: Grid, params: &P) -> Result<()> {
+        let Grid { blocks, threads, shared_bytes } = grid;
+        if blocks.0 == 0 || blocks.1 == 0 || blocks.2 == 0 {
+            return Ok(());
+        }
+        self.context.bind_to_thread().during("binding its context")?;
+        let mut arguments = [ptr::from_ref(params).cast_mut().cast()];
+        // SAFETY: the kernel takes one struct by value, and `Kernel` says which. Its pointers are
+        // to memory that lives until the stream has passed, as all is freed in stream order.
+        let launched = unsafe {
+            result::launch_kernel(
+                kernel.function.cu_function(),
+                blocks,
+                (threads, 1, 1),
+                shared_bytes,
+                self.stream.cu_stream(),
+                &mut arguments,
+            )
+        };
+        launched.during(kernel.name)
+    }
+
+    /// Waits for all that was launched.
+    pub fn synchronize(&self) -> Result<()> {
+        self.stream.synchronize().during("finishing what was launched")
+    }
+}
+
+/// How many threads a launch has.
+#[derive(Clone, Copy, Debug)]
+pub struct Grid {
+    pub blocks: (u32, u32, u32),
+    pub threads: u32,
+    /// Shared memory beyond what the kernel declares.
+    pub shared_bytes: u32,
+}
+
+impl Grid {
+    /// One block of `threads` for each of `blocks`.
+    pub fn of(blocks: usize, threads: u32) -> Self {
+        Self::of_3((blocks, 1, 1), threads)
+    }
+
+    pub fn of_3(blocks: (usize, usize, usize), threads: u32) -> Self {
+        let blocks = (to_u32(blocks.0), to_u32(blocks.1), to_u32(blocks.2));
+        Self { blocks, threads, shared_bytes: 0 }
+    }
+
+    pub fn shared(self, bytes: usize) -> Self {
+        Self { shared_bytes: to_u32(bytes), ..self }
+    }
+}
+
+/// Threads that handle `elements`, 8 each: whole warps, at most `most`.
+pub fn threads_for(elements: usize, most: u32) -> u32 {
+    to_u32(elements.div_ceil(8).next_multiple_of(32)).min(most)
+}
+
+/// A size as kernels take it.
+pub fn to_u32(size: usize) -> u32 {
+    u32::try_from(size).expect("sizes of one step are below 2^32: this is a bug")
+}
+
+/// A kernel and the struct that it takes.
+pub struct Kernel<P> {
+    name: &'static str,
+    function: CudaFunction,
+    params: PhantomData<fn(P)>,
+}
+
+impl<P> Kernel<P> {
+    /// The kernel `name` of the source file `file`.
+    pub fn new(programs: &Programs, file: &'static str, name: &'static str) -> Result<Self> {
+        let module = programs.module(file);
+        let module = module.ok_or_else(|| Error::Device(format!("{file}.cu is not compiled")))?;
+        let function = module.load_function(name).during(name)?;
+        Ok(Self { name, function, params: PhantomData })
+    }
+
+    /// Allows launches with this much dynamic shared memory.
+    pub fn allow_shared(self, bytes: usize) -> Result<Self> {
+        let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        let bytes = i32::try_from(bytes).expect("shared memory is small: this is a bug");
+        self.function.set_attribute(attribute, bytes).during(self.name)?;
+        Ok(self)
+    }
+}

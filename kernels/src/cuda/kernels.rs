@@ -1,0 +1,78 @@
+//! Every kernel by name, with the struct it takes.
+
+use crate::error::Result;
+
+use super::add::AddParams;
+use super::attention::{AttentionParams, Tiles};
+use super::device::Kernel;
+use super::embed::EmbedParams;
+use super::head_norm::HeadNormParams;
+use super::kv_store::KvStoreParams;
+use super::lora::LoraParams;
+use super::pick_rows::PickRowsParams;
+use super::program::Programs;
+use super::rms_norm::RmsNormParams;
+use super::rope::RopeParams;
+use super::sample::ArgmaxParams;
+use super::silu_mul::SiluMulParams;
+
+/// The kernels of one element type on one device.
+pub struct Kernels {
+    pub add: Kernel<AddParams>,
+    pub argmax: Kernel<ArgmaxParams>,
+    /// By lanes that hold one position (8, 16, 32), and by heads at once (1, 2, 4, 8).
+    pub attention_rows: [[Kernel<AttentionParams>; 4]; 3],
+    /// By head width; empty for f32.
+    pub attention_tiles: Vec<Tiles>,
+    pub embed: Kernel<EmbedParams>,
+    pub head_norm: Kernel<HeadNormParams>,
+    pub kv_store: Kernel<KvStoreParams>,
+    pub lora_expand: ByRows,
+    pub lora_shrink: ByRows,
+    pub pick_rows: Kernel<PickRowsParams>,
+    pub rms_norm: Kernel<RmsNormParams>,
+    pub rope: Kernel<RopeParams>,
+    pub silu_mul: Kernel<SiluMulParams>,
+}
+
+/// One kernel for segments of one row, and one that takes 8 rows at a time.
+pub struct ByRows {
+    pub one: Kernel<LoraParams>,
+    pub eight: Kernel<LoraParams>,
+}
+
+impl Kernels {
+    pub fn new(programs: &Programs) -> Result<Self> {
+        let rows = |names: [&'static str; 4]| -> Result<[Kernel<AttentionParams>; 4]> {
+            let [one, two, four, eight] =
+                names.map(|name| Kernel::new(programs, "attention_rows", name));
+            Ok([one?, two?, four?, eight?])
+        };
+        let by_rows = |file, one, eight| -> Result<ByRows> {
+            let (one, eight) = (Kernel::new(programs, file, one), Kernel::new(programs, file, eight));
+            Ok(ByRows { one: one?, eight: eight? })
+        };
+        Ok(Self {
+            add: Kernel::new(programs, "add", "add")?,
+            argmax: Kernel::new(programs, "argmax", "argmax")?,
+            attention_rows: [
+                rows(["attention_rows_8_1", "attention_rows_8_2", "attention_rows_8_4",
+                      "attention_rows_8_8"])?,
+                rows(["attention_rows_16_1", "attention_rows_16_2", "attention_rows_16_4",
+                      "attention_rows_16_8"])?,
+                rows(["attention_rows_32_1", "attention_rows_32_2", "attention_rows_32_4",
+                      "attention_rows_32_8"])?,
+            ],
+            attention_tiles: Tiles::all(programs)?,
+            embed: Kernel::new(programs, "embed", "embed")?,
+            head_norm: Kernel::new(programs, "head_norm", "head_norm")?,
+            kv_store: Kernel::new(programs, "kv_store", "kv_store")?,
+            lora_expand: by_rows("lora_expand", "lora_expand_1", "lora_expand_8")?,
+            lora_shrink: by_rows("lora_shrink", "lora_shrink_1", "lora_shrink_8")?,
+            pick_rows: Kernel::new(programs, "pick_rows", "pick_rows")?,
+            rms_norm: Kernel::new(programs, "rms_norm", "rms_norm")?,
+            rope: Kernel::new(programs, "rope", "rope")?,
+            silu_mul: Kernel::new(programs, "silu_mul", "silu_mul")?,
+        })
+    }
+}

@@ -1,0 +1,247 @@
+//! CUDA sources compiled by NVRTC for the card that was found, and kept on disk.
+//!
+//! A compiled file is named by everything that went into it: source, headers, element type,
+//! architecture, compiler and driver version. It is written beside its place and renamed into it,
+//! so that a reader never sees half of one, whoever else is starting at the same time.
+
+use std::ffi::{CStr, CString, c_char};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::{fs, process, ptr, thread};
+
+use contract::tensor::DType;
+use cudarc::driver::{CudaContext, CudaModule};
+use cudarc::nvrtc::{Ptx, sys};
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+
+use super::found::{driver_version, nvrtc_version};
+use super::status::During;
+
+/// A file of `kernels/cuda`, embedded.
+pub struct Source {
+    /// File name without its extension.
+    pub name: &'static str,
+    /// What it says.
+    pub text: &'static str,
+}
+
+macro_rules! embedded {
+    ($extension:literal: $($name:literal),+) => {
+        &[$(Source {
+            name: $name,
+            text: include_str!(concat!("../../cuda/", $name, $extension)),
+        }),+]
+    };
+}
+
+const HEADERS: &[Source] =
+    embedded!(".cuh": "element", "lora", "mma", "paged", "params", "reduce");
+
+const SOURCES: &[Source] = embedded!(
+    ".cu": "add", "argmax", "attention_rows", "attention_tiles", "embed", "head_norm", "kv_store",
+    "lora_expand", "lora_shrink", "pick_rows", "rms_norm", "rope", "silu_mul"
+);
+
+/// Compiled for tensor cores, which do not multiply f32.
+const SIXTEEN_BIT_ONLY: &[&str] = &["attention_tiles"];
+
+/// Where a program runs and what it computes with.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// As `nvcc -arch` takes it: `sm_90a`.
+    pub architecture: String,
+    /// The element type of activations and weights.
+    pub dtype: DType,
+}
+
+impl Target {
+    /// The target of a compute capability. Hopper and the first Blackwell have instructions that
+    /// only their own architecture name unlocks.
+    pub fn new((major, minor): (i32, i32), dtype: DType) -> Self {
+        let own = if matches!((major, minor), (9, 0) | (10, 0)) { "a" } else { "" };
+        Self { architecture: format!("sm_{major}{minor}{own}"), dtype }
+    }
+
+    fn options(&self) -> [String; 3] {
+        let element = match self.dtype {
+            DType::Bf16 => "-DELEMENT_BF16",
+            DType::F16 => "-DELEMENT_F16",
+            DType::F32 => "-DELEMENT_F32",
+        };
+        [format!("-arch={}", self.architecture), "-std=c++17".to_owned(), element.to_owned()]
+    }
+}
+
+/// Compiled kernels, one module a source file.
+pub struct Programs(Vec<(&'static str, Arc<CudaModule>)>);
+
+impl Programs {
+    /// All kernels for `target`: from the folder `cache` where it has them, else compiled and put
+    /// there.
+    pub fn load(
+        context: &Arc<CudaContext>,
+        target: &Target,
+        cache: Option<&Path>,
+    ) -> Result<Self> {
+        let fits = |source: &&Source| {
+            target.dtype != DType::F32 || !SIXTEEN_BIT_ONLY.contains(&source.name)
+        };
+        let load = |source: &'static Source| -> Result<_> {
+            let binary = Ptx::from_binary(cached(source, target, cache)?);
+            let what = format!("loading {}.cu for {}", source.name, target.architecture);
+            Ok((source.name, context.load_module(binary).during(&what)?))
+        };
+        thread::scope(|scope| {
+            let sources = SOURCES.iter().filter(fits);
+            let threads: Vec<_> =
+                sources.map(|source| scope.spawn(move || load(source))).collect();
+            let loaded = threads.into_iter().map(|thread| {
+                thread.join().expect("a compiling thread does not panic: this is a bug")
+            });
+            Ok(Self(loaded.collect::<Result<_>>()?))
+        })
+    }
+
+    /// The module of one source file; `None` if it is not compiled for this element type.
+    pub fn module(&self, name: &str) -> Option<&Arc<CudaModule>> {
+        self.0.iter().find(|(held, _)| *held == name).map(|(_, module)| module)
+    }
+}
+
+fn cached(source: &Source, target: &Target, cache: Option<&Path>) -> Result<Vec<u8>> {
+    let Some(folder) = cache else { return compile(source, target) };
+    let path = folder.join(format!("{}-{}.cubin", source.name, digest(source, target)));
+    if let Ok(binary) = fs::read(&path) {
+        return Ok(binary);
+    }
+    let binary = compile(source, target)?;
+    keep(&path, &binary).map_err(|error| {
+        let why = format!("compiled kernels cannot be kept in {}: {error}", folder.display());
+        Error::Device(why + "; name a folder that can be written, or none")
+    })?;
+    Ok(binary)
+}
+
+fn keep(path: &Path, binary: &[u8]) -> std::io::Result<()> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    let unique = format!("{}-{:?}.tmp", process::id(), thread::current().id());
+    let beside = PathBuf::from(format!("{}.{unique}", path.display()));
+    fs::write(&beside, binary)?;
+    fs::rename(&beside, path)
+}
+
+/// Everything that the compiled file depends on.
+fn digest(source: &Source, target: &Target) -> String {
+    let mut hash = Sha256::new();
+    for part in HEADERS.iter().chain([source]) {
+        hash.update(part.text);
+    }
+    let versions = (driver_version(), nvrtc_version());
+    hash.update(format!("{:?} {versions:?}", target.options()));
+    hash.finalize()[..12].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn compile(source: &Source, target: &Target) -> Result<Vec<u8>> {
+    let program = Program::new(source)?;
+    let options = target.options().map(c_string);
+    let pointers = options.each_ref().map(|option| option.as_ptr());
+    // SAFETY: the program is alive and the options are as many C strings as announced.
+    let status = unsafe { sys::nvrtcCompileProgram(program.0, 3, pointers.as_ptr()) };
+    status.result().map_err(|error| {
+        let (name, architecture) = (source.name, &target.architecture);
+        let log = program.log();
+        Error::Device(format!("NVRTC {:?} cannot compile {name}.cu for {architecture}: {error}; a \
+             newer NVRTC may know this GPU. It says: {log}", nvrtc_version()))
+    })?;
+    program.binary()
+}
+
+/// A program that NVRTC holds; freed on drop.
+struct Program(sys::nvrtcProgram);
+
+impl Program {
+    fn new(source: &Source) -> Result<Self> {
+        let (text, name) = (c_string(source.text), c_string(source.name));
+        let texts: Vec<_> = HEADERS.iter().map(|header| c_string(header.text)).collect();
+        let names: Vec<_> =
+            HEADERS.iter().map(|header| c_string(format!("{}.cuh", header.name))).collect();
+        let pointers = |strings: &[CString]| -> Vec<*const c_char> {
+            strings.iter().map(|string| string.as_ptr()).collect()
+        };
+        let (texts, names) = (pointers(&texts), pointers(&names));
+        let mut program = ptr::null_mut();
+        // SAFETY: all strings outlive the call, and NVRTC copies them.
+        let status = unsafe {
+            sys::nvrtcCreateProgram(
+                &raw mut program,
+                text.as_ptr(),
+                name.as_ptr(),
+                HEADERS.len() as i32,
+                texts.as_ptr(),
+                names.as_ptr(),
+            )
+        };
+        status.result().during("creating a program")?;
+        Ok(Self(program))
+    }
+
+    fn binary(&self) -> Result<Vec<u8>> {
+        let mut bytes = 0;
+        // SAFETY: the program is alive and was compiled.
+        let status = unsafe { sys::nvrtcGetCUBINSize(self.0, &raw mut bytes) };
+        status.result().during("asking for the size of compiled code")?;
+        let mut binary = vec![0_u8; bytes];
+        // SAFETY: the buffer is as long as NVRTC said.
+        let status = unsafe { sys::nvrtcGetCUBIN(self.0, binary.as_mut_ptr().cast()) };
+        status.result().during("fetching compiled code")?;
+        Ok(binary)
+    }
+
+    /// What the compiler said; empty if it cannot be had.
+    fn log(&self) -> String {
+        // SAFETY: the program is alive.
+        let log = unsafe { cudarc::nvrtc::result::get_program_log(self.0) }.unwrap_or_default();
+        let bytes: Vec<u8> = log.into_iter().map(|c| c.cast_unsigned()).collect();
+        let text = CStr::from_bytes_until_nul(&bytes).unwrap_or_default();
+        text.to_string_lossy().into_owned()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // SAFETY: the program was created by NVRTC and is freed once.
+        let _ = unsafe { sys::nvrtcDestroyProgram(&raw mut self.0) };
+    }
+}
+
+fn c_string(text: impl Into<Vec<u8>>) -> CString {
+    CString::new(text).expect("sources and options have no zero bytes: this is a bug")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_include_of_a_source_is_embedded() {
+        let known: Vec<_> = HEADERS.iter().map(|header| format!("{}.cuh", header.name)).collect();
+        for part in SOURCES.iter().chain(HEADERS) {
+            let lines = part.text.lines().filter_map(|line| line.strip_prefix("#include \""));
+            for include in lines.map(|line| line.trim_end_matches('"')) {
+                assert!(known.iter().any(|name| name == include), "{} in {}", include, part.name);
+            }
+        }
+    }
+
+    #[test]
+    fn a_capability_has_the_name_that_unlocks_its_instructions() {
+        let name = |capability| Target::new(capability, DType::Bf16).architecture;
+        assert_eq!([(8, 0), (8, 9), (9, 0), (10, 0), (12, 0)].map(name), [
+            "sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120"
+        ]);
+    }
+}

@@ -1,0 +1,177 @@
+//! The paged cache and attention over it.
+
+use std::sync::Arc;
+
+use contract::step::{Batch, BlockId, Span};
+use contract::tensor::DType;
+use kernels::ops::{CacheShape, Heads, Ops};
+
+use crate::bench::{Bench, Case, DTYPES, Random, poisoned, upload};
+
+/// Query heads, key heads, width, window; positions in a block.
+const SHAPES: [(usize, usize, usize, Option<usize>, usize); 7] = [
+    (1, 1, 2, None, 1),
+    (8, 2, 8, None, 4),
+    (4, 4, 64, None, 16),
+    (16, 2, 64, None, 16),
+    (6, 3, 80, Some(9), 16),
+    (11, 1, 20, Some(40), 5),
+    (9, 3, 128, None, 40),
+];
+
+/// Lengths of the sequences of a batch. Every position is a row of some batch.
+const LENGTHS: [usize; 6] = [1, 2, 16, 17, 70, 131];
+
+pub fn check<O: Ops>(bench: &mut Bench<O>) {
+    for (queries, keys_values, dim, window, block_tokens) in SHAPES {
+        let heads = Heads { queries, keys_values, dim, scale: 0.4, window };
+        let random = &mut bench.random;
+        let sequences = LENGTHS.map(|length| random.values(length * heads.fused()));
+        for dtype in DTYPES {
+            let name = format!("attention {heads:?}, blocks of {block_tokens}, {dtype}");
+            let whole = Attention {
+                heads,
+                block_tokens,
+                dtype,
+                sequences: sequences.to_vec(),
+                cut: vec![1000],
+                order: bench.random.next(),
+            };
+            let together = bench.agree(&name, dtype, &whole);
+            for cut in [vec![1], vec![3, 20], vec![17, 1, 64]] {
+                let cut = Attention { cut, order: bench.random.next(), ..whole.clone() };
+                let got = cut.run(&mut bench.backend);
+                bench.same(&name, &got, &together);
+            }
+            let mut start = 0;
+            for sequence in &sequences {
+                let alone = Attention { sequences: vec![sequence.clone()], ..whole.clone() };
+                let alone = alone.run(&mut bench.backend);
+                bench.same(&name, &alone, &together[start..][..alone.len()]);
+                start += alone.len();
+            }
+        }
+    }
+}
+
+/// Sequences given as fused rows, fed in steps: each takes `cut[step]` rows of every sequence that
+/// has some left, the last entry of `cut` again and again.
+#[derive(Clone)]
+struct Attention {
+    heads: Heads,
+    block_tokens: usize,
+    dtype: DType,
+    sequences: Vec<Vec<f32>>,
+    cut: Vec<usize>,
+    /// Seed of the blocks' order.
+    order: u64,
+}
+
+impl Case for Attention {
+    /// The outputs of all rows of the first sequence, then of the second, and so on.
+    fn run<O: Ops>(&self, ops: &mut O) -> Vec<f32> {
+        let tables = self.block_tables();
+        let mut cache = self.stale_cache(ops, tables.iter().map(Vec::len).sum());
+        let width = self.heads.queries * self.heads.dim;
+        let mut outs = vec![Vec::new(); self.sequences.len()];
+        let mut cuts = self.cut.iter().chain(std::iter::repeat(&self.cut[self.cut.len() - 1]));
+        loop {
+            let cut = *cuts.next().expect("endless");
+            let (batch, qkv) = self.batch(&tables, |i| outs[i].len() / width, cut);
+            if batch.spans.is_empty() {
+                return outs.concat();
+            }
+            let out = self.step(ops, &Arc::new(batch.clone()), &qkv, &mut cache);
+            for span in &batch.spans {
+                let i = tables
+                    .iter()
+                    .position(|table| table[0] == batch.blocks[span.blocks.start as usize]);
+                let rows = span.rows.start as usize * width..span.rows.end as usize * width;
+                outs[i.expect("its table")].extend(&out[rows]);
+            }
+        }
+    }
+}
+
+impl Attention {
+    fn lengths(&self) -> impl Iterator<Item = usize> {
+        self.sequences.iter().map(|sequence| sequence.len() / self.heads.fused())
+    }
+
+    /// Blocks in random order, as many as each sequence needs.
+    fn block_tables(&self) -> Vec<Vec<BlockId>> {
+        let needs: Vec<usize> =
+            self.lengths().map(|length| length.div_ceil(self.block_tokens)).collect();
+        let mut blocks = Random(self.order).shuffled(needs.iter().sum()).into_iter().map(BlockId);
+        needs.iter().map(|need| blocks.by_ref().take(*need).collect()).collect()
+    }
+
+    /// A cache in which a former sequence left nothing but NaN.
+    fn stale_cache<O: Ops>(&self, ops: &mut O, blocks: usize) -> O::Cache {
+        let Self { heads, block_tokens, dtype, .. } = self;
+        let mut cache = ops
+            .cache(CacheShape {
+                blocks,
+                block_tokens: *block_tokens,
+                heads: heads.keys_values,
+                dim: heads.dim,
+                dtype: *dtype,
+            })
+            .expect("a cache");
+        let rows = blocks * block_tokens;
+        let batch = Arc::new(Batch {
+            tokens: vec![0; rows],
+            positions: (0..rows as u32).collect(),
+            spans: vec![Span { rows: 0..rows as u32, blocks: 0..blocks as u32 }],
+            blocks: (0..blocks as u32).map(BlockId).collect(),
+            ..Batch::default()
+        });
+        let step = ops.step(&batch).expect("a step");
+        let qkv = poisoned(ops, rows * heads.fused());
+        ops.kv_store(&qkv, heads, &step, &mut cache).expect("kv_store");
+        cache
+    }
+
+    /// The next `cut` rows of every sequence that has some left after `done` of them.
+    fn batch(
+        &self,
+        tables: &[Vec<BlockId>],
+        done: impl Fn(usize) -> usize,
+        cut: usize,
+    ) -> (Batch, Vec<f32>) {
+        let (mut batch, mut qkv) = (Batch::default(), Vec::new());
+        for (i, length) in self.lengths().enumerate() {
+            let rows = done(i)..(done(i) + cut).min(length);
+            if rows.is_empty() {
+                continue;
+            }
+            let (row, block) = (batch.tokens.len() as u32, batch.blocks.len() as u32);
+            batch.tokens.extend(rows.clone().map(|_| 0));
+            batch.positions.extend(rows.clone().map(|row| row as u32));
+            batch.blocks.extend(&tables[i][..rows.end.div_ceil(self.block_tokens)]);
+            batch.spans.push(Span {
+                rows: row..batch.tokens.len() as u32,
+                blocks: block..batch.blocks.len() as u32,
+            });
+            let fused = self.heads.fused();
+            qkv.extend(&self.sequences[i][rows.start * fused..rows.end * fused]);
+        }
+        (batch, qkv)
+    }
+
+    fn step<O: Ops>(
+        &self,
+        ops: &mut O,
+        batch: &Arc<Batch>,
+        qkv: &[f32],
+        cache: &mut O::Cache,
+    ) -> Vec<f32> {
+        let step = ops.step(batch).expect("a step");
+        let qkv = upload(ops, qkv);
+        let elements = batch.tokens.len() * self.heads.queries * self.heads.dim;
+        let mut out = poisoned(ops, elements);
+        ops.kv_store(&qkv, &self.heads, &step, cache).expect("kv_store");
+        ops.attention(&qkv, &self.heads, &step, cache, &mut out).expect("attention");
+        ops.read(&out, elements).expect("the output")
+    }
+}

@@ -1,0 +1,136 @@
+//! Look-ups, norms, rotation, activations.
+
+use std::sync::Arc;
+
+use contract::step::Batch;
+use contract::tensor::DType;
+use kernels::ops::{HeadNorm, Heads, Ops};
+
+use crate::bench::{Bench, Case, DTYPES, poisoned, upload, weight};
+
+pub fn check<O: Ops>(bench: &mut Bench<O>) {
+    for (rows, width) in [(1, 1), (3, 17), (5, 64), (2, 2048), (40, 1000)] {
+        let case = format!("{rows} x {width}");
+        let x = bench.random.values(rows * width);
+        let y = bench.random.values(rows * width);
+        let picked = bench.random.shuffled(rows);
+        bench.agree(&format!("add {case}"), DType::F32, &Add(x.clone(), y.clone()));
+        bench.agree(&format!("pick_rows {case}"), DType::F32, &Pick(x.clone(), width, picked));
+        let wide: Vec<f32> = x.iter().chain(&y).map(|x| x * 60.0).collect();
+        bench.agree(&format!("silu_mul {case}"), DType::F32, &SiluMul(wide, width));
+        for dtype in DTYPES {
+            let norm = Norm { x: x.clone(), weight: y[..width].to_vec(), dtype };
+            bench.agree(&format!("rms_norm {case} {dtype}"), dtype, &norm);
+            let tokens = (0..20).map(|_| bench.random.below(2 * rows) as u32).collect();
+            let embed = Embed { table: x.clone(), width, first: rows as u32 / 2, tokens, dtype };
+            bench.agree(&format!("embed {case} {dtype}"), dtype, &embed);
+        }
+    }
+    for (queries, keys_values, dim) in [(1, 1, 2), (8, 2, 8), (6, 3, 80), (14, 2, 64)] {
+        let heads = Heads { queries, keys_values, dim, scale: 1.0, window: None };
+        for rows in [1, 7, 50] {
+            let qkv = bench.random.values(rows * heads.fused());
+            let weights = bench.random.values(2 * dim);
+            let table = bench.random.values(100 * dim);
+            let positions = (0..rows).map(|_| bench.random.below(100) as u32).collect();
+            let rotate = Rotate { qkv, heads, weights, table, positions };
+            bench.agree(&format!("head_norm, rope {heads:?} x {rows}"), DType::F32, &rotate);
+        }
+    }
+}
+
+struct Add(Vec<f32>, Vec<f32>);
+
+impl Case for Add {
+    fn run<O: Ops>(&self, ops: &mut O) -> Vec<f32> {
+        let (delta, mut residual) = (upload(ops, &self.0), upload(ops, &self.1));
+        ops.add(&delta, self.0.len() / 2, &mut residual).expect("add");
+        ops.read(&residual, self.0.len()).expect("the output")
+    }
+}
+
+struct Pick(Vec<f32>, usize, Vec<u32>);
+
+impl Case for Pick {
+    fn run<O: Ops>(&self, ops: &mut O) -> Vec<f32> {
+        let Self(x, width, picked) = self;
+        let (x, mut out) = (upload(ops, x), poisoned(ops, x.len()));
+        ops.pick_rows(&x, *width, picked, &mut out).expect("pick_rows");
+        ops.read(&out, picked.len() * width).expect("the output")
+    }
+}
+
+struct SiluMul(Vec<f32>, usize);
+
+impl Case for SiluMul {
+    fn run<O: Ops>(&self, ops: &mut O) -> Vec<f32> {
+        let elements = self.0.len() / 2;
+        let (x, mut out) = (upload(ops, &self.0), poisoned(ops, elements));
+        ops.silu_mul(&x, self.1, elements / self.1, &mut out).expect("silu_mul");
+        ops.read(&out, elements).expect("the output")
+    }
+}
+
+struct Norm {
+    x: Vec<f32>,
+    weight: Vec<f32>,
+    dtype: DType,
+}
+
+impl Case for Norm {
+    fn run<O: Ops>(&self, ops: &mut O) -> Vec<f32> {
+        let width = self.weight.len();
+        let (x, mut out) = (upload(ops, &self.x), poisoned(ops, self.x.len()));
+        let weight = weight(ops, &self.weight, width, self.dtype);
+        ops.rms_norm(&x, &weight, 1e-5, self.x.len() / width, &mut out).expect("rms_norm");
+        ops.read(&out, self.x.len()).expect("the output")
+    }
+}
+
+/// A table that starts at a token and may be a single row; some tokens are not in it.
+struct Embed {
+    table: Vec<f32>,
+    width: usize,
+    first: u32,
+    tokens: Vec<u32>,
+    dtype: DType,
+}
+
+impl Case for Embed {
+    fn run<O: Ops>(&self, ops: &mut O) -> Vec<f32> {
+        let table = weight(ops, &self.table, self.width, self.dtype);
+        let batch = Arc::new(Batch { tokens: self.tokens.clone(), ..Batch::default() });
+        let step = ops.step(&batch).expect("a step");
+        let elements = self.tokens.len() * self.width;
+        let mut out = poisoned(ops, elements);
+        ops.embed(&table, self.first, &step, &mut out).expect("embed");
+        ops.read(&out, elements).expect("the output")
+    }
+}
+
+/// Normalises heads, then rotates them.
+struct Rotate {
+    qkv: Vec<f32>,
+    heads: Heads,
+    weights: Vec<f32>,
+    table: Vec<f32>,
+    positions: Vec<u32>,
+}
+
+impl Case for Rotate {
+    fn run<O: Ops>(&self, ops: &mut O) -> Vec<f32> {
+        let dim = self.heads.dim;
+        let (queries, keys) = self.weights.split_at(dim);
+        let (queries, keys) =
+            (weight(ops, queries, dim, DType::F32), weight(ops, keys, dim, DType::F32));
+        let table = weight(ops, &self.table, dim, DType::F32);
+        let tokens = vec![0; self.positions.len()];
+        let batch = Batch { tokens, positions: self.positions.clone(), ..Batch::default() };
+        let step = ops.step(&Arc::new(batch)).expect("a step");
+        let mut qkv = upload(ops, &self.qkv);
+        let norm = HeadNorm { queries: &queries, keys: &keys, eps: 1e-6 };
+        ops.head_norm(&mut qkv, &self.heads, &norm, self.positions.len()).expect("head_norm");
+        ops.rope(&mut qkv, &self.heads, &table, &step).expect("rope");
+        ops.read(&qkv, self.qkv.len()).expect("the output")
+    }
+}

@@ -1,0 +1,104 @@
+//! Products with weights.
+
+use contract::tensor::DType;
+use kernels::ops::{Ops, WeightView};
+
+use crate::bench::{Bench, Case, DTYPES, elements, poisoned, upload, weight};
+
+/// Rows, inputs, outputs: single ones, every tile height, ends inside panels, lines and tiles.
+const SHAPES: [(usize, usize, usize); 17] = [
+    (1, 1, 1),
+    (1, 7, 5),
+    (1, 256, 320),
+    (2, 33, 17),
+    (3, 64, 16),
+    (4, 65, 95),
+    (5, 127, 48),
+    (6, 100, 50),
+    (7, 96, 101),
+    (8, 128, 160),
+    (9, 31, 33),
+    (15, 40, 1),
+    (16, 1, 64),
+    (17, 66, 49),
+    (23, 257, 130),
+    (64, 320, 112),
+    (70, 1100, 79),
+];
+
+pub fn check<O: Ops>(bench: &mut Bench<O>) {
+    for (i, (rows, input, output)) in SHAPES.into_iter().enumerate() {
+        for dtype in DTYPES {
+            let x = bench.random.values(rows * input);
+            let weight = bench.random.values(output * input);
+            let bias = (i % 2 == 0).then(|| bench.random.values(output));
+            let gemm = Gemm { x, input, weight, bias, dtype };
+            let name = format!("gemm {rows} x {input} x {output} {dtype}");
+            let together = bench.agree(&name, dtype, &gemm);
+            for row in [0, rows / 2, rows - 1] {
+                let x = gemm.x[row * input..][..input].to_vec();
+                let alone = Gemm { x, ..gemm.clone() }.run(&mut bench.backend);
+                bench.same(&name, &alone, &together[row * output..][..output]);
+            }
+        }
+    }
+    for dtype in DTYPES {
+        let wide = elements(&bench.random.values(10 * 40), dtype);
+        let other = elements(&bench.random.values(5 * 23), DType::F32);
+        let x = bench.random.values(2 * 23);
+        let stacked = Stacked { wide, other, x, dtype };
+        bench.agree(&format!("stacked views {dtype}"), dtype, &stacked);
+    }
+}
+
+/// `x weight^T + bias`.
+#[derive(Clone)]
+struct Gemm {
+    x: Vec<f32>,
+    input: usize,
+    weight: Vec<f32>,
+    bias: Option<Vec<f32>>,
+    dtype: DType,
+}
+
+impl Case for Gemm {
+    fn run<O: Ops>(&self, ops: &mut O) -> Vec<f32> {
+        let (rows, output) = (self.x.len() / self.input, self.weight.len() / self.input);
+        let x = upload(ops, &self.x);
+        let matrix = weight(ops, &self.weight, self.input, self.dtype);
+        let bias = self.bias.as_ref().map(|bias| weight(ops, bias, output, self.dtype));
+        let mut out = poisoned(ops, rows * output + 3);
+        ops.gemm(&x, &matrix, bias.as_ref(), rows, &mut out).expect("gemm");
+        let mut out = ops.read(&out, rows * output + 3).expect("the output");
+        let beyond = out.split_off(rows * output);
+        assert!(beyond.iter().all(|beyond| beyond.is_nan()), "wrote beyond its rows");
+        out
+    }
+}
+
+/// A weight of columns of a wider matrix, over zeros, over rows of another element type.
+struct Stacked {
+    wide: Vec<u8>,
+    other: Vec<u8>,
+    x: Vec<f32>,
+    dtype: DType,
+}
+
+impl Case for Stacked {
+    fn run<O: Ops>(&self, ops: &mut O) -> Vec<f32> {
+        let (dtype, cols) = (self.dtype, 23);
+        let columns = &self.wide[9 * dtype.bytes()..];
+        let views = [
+            WeightView { dtype, rows: 10, cols, stride: 40, bytes: columns },
+            WeightView { dtype, rows: 4, cols, stride: cols, bytes: &[] },
+            WeightView { dtype: DType::F32, rows: 5, cols, stride: cols, bytes: &self.other },
+        ];
+        let weight = ops.weight(&views, dtype).expect("a weight");
+        let x = upload(ops, &self.x);
+        let mut out = poisoned(ops, 2 * 19);
+        ops.gemm(&x, &weight, None, 2, &mut out).expect("gemm");
+        let out = ops.read(&out, 2 * 19).expect("the output");
+        assert!(out[10..14].iter().all(|zero| *zero == 0.0), "a view of zeros");
+        out
+    }
+}

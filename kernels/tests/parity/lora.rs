@@ -1,0 +1,166 @@
+//! Shrink and expand of mixed batches.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use contract::adapter::{Exchange, LocalPair, PairShape, Slot};
+use contract::step::{Batch, Segment};
+use contract::tensor::DType;
+use kernels::lora::{SiteShape, SlotPairs};
+use kernels::ops::Ops;
+
+use crate::bench::{Bench, Case, DTYPES, Random, poisoned, upload};
+
+/// Consecutive rows with one adapter, or none: slot and number of rows.
+type Rows = (Option<u32>, u32);
+
+/// Which adapter each row has, by the mixes of Punica's tests; `None` is the base.
+const MIXES: [(&str, &[Rows]); 6] = [
+    ("base only", &[(None, 5)]),
+    ("identical", &[(Some(1), 9)]),
+    (
+        "distinct",
+        &[(None, 2), (Some(0), 1), (Some(1), 1), (Some(2), 1), (Some(3), 1), (Some(4), 1)],
+    ),
+    ("uniform", &[(Some(0), 3), (Some(2), 3), (Some(3), 3), (None, 3)]),
+    ("skewed", &[(Some(2), 37), (Some(4), 1), (None, 1), (Some(3), 2)]),
+    ("empty segments", &[(None, 0), (Some(3), 0), (Some(0), 4), (Some(1), 0)]),
+];
+
+/// Ranks that take part in an all-gather.
+const PARTS: usize = 3;
+
+/// Two targets of 96 and 40 columns over an input of 120, and the pairs that five slots hold for
+/// them: lora rank of shrink, blocks of A, blocks of B. Slot 4 is loaded twice.
+const TARGETS: [usize; 2] = [96, 40];
+const INPUT: usize = 120;
+const SLOTS: [[Option<(usize, usize, usize)>; 2]; 5] = [
+    [Some((1, 1, 1)), Some((2, 1, 1))],
+    [Some((16, 1, 1)), None],
+    [Some((12, 4, 2)), Some((5, 1, 1))],
+    [None, Some((256, 1, 1))],
+    [Some((24, 8, 8)), Some((8, 2, 4))],
+];
+
+pub fn check<O: Ops>(bench: &mut Bench<O>) {
+    for exchange in [Exchange::None, Exchange::Reduce, Exchange::Gather] {
+        let slots = SLOTS.map(|pairs| {
+            let mut pair = |target: usize| {
+                pairs[target].map(|pair| local_pair(&mut bench.random, target, pair, exchange))
+            };
+            vec![pair(0), pair(1)]
+        });
+        for (mix, segments) in MIXES {
+            let rows: u32 = segments.iter().map(|(_, rows)| rows).sum();
+            let x = bench.random.values(rows as usize * INPUT);
+            let y = bench.random.values(rows as usize * TARGETS.iter().sum::<usize>());
+            for dtype in DTYPES {
+                let (slots, segments) = (slots.to_vec(), segments.to_vec());
+                let lora = Lora { slots, segments, x: x.clone(), y: y.clone(), exchange, dtype };
+                let name = format!("lora {mix}, {exchange:?}, {dtype}");
+                let together = bench.agree(&name, dtype, &lora);
+                for row in (0..rows as usize).step_by(3) {
+                    let alone = lora.row(row).run(&mut bench.backend);
+                    let width = alone.len();
+                    bench.same(&name, &alone, &together[row * width..][..width]);
+                }
+            }
+        }
+    }
+}
+
+fn local_pair(
+    random: &mut Random,
+    target: usize,
+    (rank, a_blocks, b_blocks): (usize, usize, usize),
+    exchange: Exchange,
+) -> LocalPair {
+    // Some pairs add to a part of their target only.
+    let output = if rank == 5 { 8..32 } else { 0..TARGETS[target] };
+    let expand_rank = if exchange == Exchange::Gather { rank * PARTS } else { rank };
+    let shape = PairShape {
+        input: INPUT,
+        output,
+        shrink_rank: rank,
+        expand_rank,
+        a_blocks,
+        b_blocks,
+        exchange,
+    };
+    let (a, b) = (random.values(shape.a_len()), random.values(shape.b_len()));
+    LocalPair { shape, a, b }
+}
+
+/// Shrink, the exchange as other ranks would answer it, expand.
+#[derive(Clone)]
+struct Lora {
+    slots: Vec<Vec<Option<LocalPair>>>,
+    segments: Vec<Rows>,
+    x: Vec<f32>,
+    y: Vec<f32>,
+    exchange: Exchange,
+    dtype: DType,
+}
+
+impl Lora {
+    /// The same with one row only.
+    fn row(&self, row: usize) -> Self {
+        let slots = self.segments.iter().flat_map(|(slot, rows)| (0..*rows).map(move |_| *slot));
+        let slot = slots.clone().nth(row).expect("a row of some segment");
+        let width = self.y.len() / slots.count();
+        Self {
+            segments: vec![(slot, 1)],
+            x: self.x[row * INPUT..][..INPUT].to_vec(),
+            y: self.y[row * width..][..width].to_vec(),
+            ..self.clone()
+        }
+    }
+
+    fn batch(&self) -> Arc<Batch> {
+        let mut end = 0;
+        let segments = self.segments.iter().map(|(slot, rows)| {
+            let rows: Range<u32> = end..end + rows;
+            end = rows.end;
+            Segment { slot: slot.map(Slot), rows }
+        });
+        let segments = segments.collect();
+        Arc::new(Batch { tokens: vec![0; end as usize], segments, ..Batch::default() })
+    }
+
+    fn site<O: Ops>(&self, ops: &mut O) -> O::Site {
+        let shape = SiteShape { input: INPUT, targets: TARGETS.to_vec(), slots: SLOTS.len() };
+        let mut site = ops.site(shape, self.dtype).expect("a site");
+        let mut load = |slot: usize, content: usize| {
+            let pairs = self.slots[content].iter().map(Option::as_ref).collect();
+            let pairs = SlotPairs { slot: Slot(slot as u32), pairs };
+            ops.site_load(&mut site, &pairs).expect("room");
+        };
+        load(4, 3);
+        (0..SLOTS.len()).for_each(|slot| load(slot, slot));
+        site
+    }
+}
+
+impl Case for Lora {
+    fn run<O: Ops>(&self, ops: &mut O) -> Vec<f32> {
+        let site = self.site(ops);
+        let step = ops.step(&self.batch()).expect("a step");
+        let none_such = [Exchange::None, Exchange::Reduce, Exchange::Gather]
+            .into_iter()
+            .find(|e| *e != self.exchange);
+        assert_eq!(ops.lora_len(&site, &step, none_such.expect("another")), 0);
+
+        let len = ops.lora_len(&site, &step, self.exchange);
+        let (x, mut h) = (upload(ops, &self.x), poisoned(ops, len.max(1)));
+        ops.lora_shrink(&x, &site, &step, self.exchange, &mut h).expect("lora_shrink");
+        let mut h = ops.read(&h, len).expect("the shrunk activations");
+        assert!(h.iter().all(|h| h.is_finite()), "every element is written");
+        if self.exchange == Exchange::Gather {
+            let parts = (1..=PARTS).flat_map(|part| h.iter().map(move |h| h / part as f32));
+            h = parts.collect();
+        }
+        let (h, mut y) = (upload(ops, &h), upload(ops, &self.y));
+        ops.lora_expand(&h, &site, &step, self.exchange, &mut y).expect("lora_expand");
+        ops.read(&y, self.y.len()).expect("the output")
+    }
+}
