@@ -70,7 +70,11 @@ impl App {
         if self.draining.load(Ordering::Relaxed) {
             return Err(ApiError::Draining);
         }
-        self.replica.get().ok_or(ApiError::Starting)
+        match self.replica.get() {
+            None => Err(ApiError::Starting),
+            Some(replica) if replica.engine.is_dead() => Err(ApiError::Dead),
+            Some(replica) => Ok(replica),
+        }
     }
 
     /// The replica whether it takes requests or not, for those who only look.
