@@ -1,0 +1,120 @@
+//! The command line; its doc comments are the manual.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// Serves one base model and many LoRA and BD-LoRA adapters, tensor-parallel, over an
+/// OpenAI-compatible HTTP API.
+#[derive(Debug, Parser)]
+#[command(name = "drystone", version)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+
+    /// How log lines look on standard error. What is logged is up to RUST_LOG (default: info).
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serves a deployment until SIGTERM or Ctrl-C; running requests then get `server.drain_s`.
+    Serve {
+        /// TOML file of the deployment; see configs/.
+        #[arg(short, long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Checks a deployment, its model and its adapters without loading any weights.
+    Check {
+        /// TOML file of the deployment.
+        #[arg(short, long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Serves a small model that is part of this program, asks it a few questions, and goes on
+    /// serving.
+    Demo(Demo),
+    /// Measures.
+    Bench {
+        /// What to measure.
+        #[command(subcommand)]
+        what: Bench,
+    },
+}
+
+/// How the demo runs.
+#[derive(Debug, clap::Args)]
+pub struct Demo {
+    /// Stop after the first questions.
+    #[arg(long)]
+    pub once: bool,
+    /// Address to listen on; port 0 takes any free one.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
+    pub listen: SocketAddr,
+    /// Tensor-parallel ranks: 1, 2, 4 or 8.
+    #[arg(long, value_name = "RANKS", default_value_t = 2)]
+    pub tensor: usize,
+}
+
+/// What to measure.
+#[derive(Debug, Subcommand)]
+pub enum Bench {
+    /// Tokens per second of prefill and decode without HTTP, on random weights, beside the floor
+    /// that memory bandwidth sets.
+    Offline(Offline),
+}
+
+/// What `bench offline` runs.
+#[derive(Debug, clap::Args)]
+pub struct Offline {
+    /// Shape of the model.
+    #[arg(long, value_enum, default_value_t = Shape::Llama1b)]
+    pub shape: Shape,
+    /// Tensor-parallel ranks.
+    #[arg(long, default_value_t = 2)]
+    pub tensor: usize,
+    /// Threads of one rank [default: the machine's cores shared among the ranks].
+    #[arg(long)]
+    pub threads: Option<usize>,
+    /// Element type of the weights.
+    #[arg(long, default_value = "bf16")]
+    pub dtype: String,
+    /// Sequences in a decode batch, one run each.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 8])]
+    pub batch: Vec<usize>,
+    /// Prompt tokens of the prefill run.
+    #[arg(long, default_value_t = 512)]
+    pub prompt: usize,
+    /// Decode steps of a run.
+    #[arg(long, default_value_t = 24)]
+    pub steps: usize,
+    /// Lora rank of the adapters; every sequence of a batch has its own.
+    #[arg(long, default_value_t = 16)]
+    pub lora_rank: usize,
+    /// Print JSON rows instead of a table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Model shapes to measure.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Shape {
+    /// TinyLlama's: 1.1 billion parameters, 22 layers.
+    #[value(name = "1.1b")]
+    Llama1b,
+    /// 100 million parameters, 12 layers.
+    #[value(name = "100m")]
+    Llama100m,
+}

@@ -1,0 +1,100 @@
+//! `drystone demo`: a first look without a download: serves, asks itself, prints, goes on serving.
+
+mod ask;
+mod files;
+mod show;
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use contract::counts::{CollectiveCounts, Purpose};
+
+use crate::Failure;
+use crate::cli;
+use crate::serve::{Ready, serve};
+use crate::survey::Survey;
+
+use ask::{Answer, Question};
+use files::Files;
+use show::Show;
+
+const THINGS: &str = "I have 3 red cubes, 2 blue balls and 5 red cones. How many red things?";
+
+/// Asked at once, so that all share batches.
+const QUESTIONS: [Question; 5] = [
+    Question { model: "drystone-demo", text: THINGS },
+    Question { model: "sql", text: THINGS },
+    Question { model: "json", text: THINGS },
+    Question { model: "shout", text: THINGS },
+    Question { model: "drystone-demo", text: "Hello" },
+];
+
+/// Runs the demo.
+pub fn command(options: &cli::Demo) -> Result<(), Failure> {
+    let files = Files::unpack()?;
+    let survey = Survey::of(files.settings(options.listen, options.tensor)?)?;
+    let once = options.once;
+    serve(survey, move |ready| {
+        ask_all(&ready)?;
+        if once {
+            ready.stop();
+        } else {
+            invite(ready.address);
+        }
+        Ok(())
+    })
+}
+
+/// Asks all questions at the same time and prints what came back and what it took.
+fn ask_all(server: &Ready) -> Result<(), Failure> {
+    println!("\n{THINGS}");
+    let show = Show::new();
+    let begun = Instant::now();
+    let answers = std::thread::scope(|scope| {
+        let askers = QUESTIONS.map(|question| {
+            let line = show.line(question);
+            scope.spawn(move || {
+                let answer = ask::ask(server.address, question, |text| line.update(text))?;
+                line.finish(&answer.text);
+                Ok(answer)
+            })
+        });
+        let join = |asker: std::thread::ScopedJoinHandle<'_, _>| {
+            asker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        askers.into_iter().map(join).collect::<Result<Vec<_>, Failure>>()
+    })?;
+    report(&answers, begun.elapsed().as_secs_f64(), &server.counts);
+    Ok(())
+}
+
+fn report(answers: &[Answer], seconds: f64, counts: &CollectiveCounts) {
+    let tokens: u64 = answers.iter().map(|answer| answer.tokens).sum();
+    println!(
+        "\n{} streams in one batch: {tokens} tokens in {seconds:.2} s, {:.0} tokens/s; \
+         collectives: Base {}, Lora {}",
+        answers.len(),
+        tokens as f64 / seconds,
+        counts.get(Purpose::Base),
+        counts.get(Purpose::Lora),
+    );
+}
+
+/// Says what to try, and leaves the server running.
+fn invite(server: SocketAddr) {
+    println!(
+        r#"
+Serving at http://{server} until Ctrl-C. Try:
+
+  curl http://{server}/v1/models
+
+  curl http://{server}/v1/chat/completions -H 'Content-Type: application/json' -d '{{
+    "model": "sql", "messages": [{{"role": "user", "content": "{THINGS}"}}]}}'
+
+  curl -N http://{server}/v1/chat/completions -H 'Content-Type: application/json' -d '{{
+    "model": "shout", "stream": true, "messages": [{{"role": "user", "content": "Hello"}}]}}'
+
+  curl -s http://{server}/metrics | grep drystone_
+"#
+    );
+}
