@@ -3,10 +3,11 @@
 //! [`ops::Ops`] is the contract. [`reference`] is its specification in plain loops with f32
 //! accumulation; every other backend is held to it by one parity test over one list of shapes.
 
-pub mod cpu;
-mod element;
-pub mod error;
-pub mod lora;
 pub mod ops;
-pub mod reference;
+pub mod lora;
+pub mod error;
+mod element;
+mod math;
 mod sampling;
+pub mod reference;
+pub mod cpu;

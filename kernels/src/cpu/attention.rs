@@ -9,11 +9,11 @@ use std::ops::Range;
 
 use contract::step::{Batch, BlockId, Span};
 
+use crate::math::{exp, largest, sum};
 use crate::ops::Heads;
 
 use super::cache::Cache;
 use super::format::{Format, Formatted, Stored};
-use super::math::{exp, max, sum_of};
 use super::pack::pack_tile;
 use super::simd::{LANES, Lanes, Simd};
 use super::tile::{WIDE, product};
@@ -183,26 +183,24 @@ impl Attend<'_> {
         let seen = &self.queries[m].seen;
         // The columns of each block that the query sees; other columns hold anything.
         let blocks = scores.chunks_exact_mut(block_tokens.next_multiple_of(LANES));
-        let mut largest = softmax.largest;
         for (block, scores) in (first_block..).zip(blocks) {
             let column =
                 |position: usize| position.saturating_sub(block * block_tokens).min(block_tokens);
             let seen = column(seen.start)..column(seen.end);
             scores[..seen.start].fill(f32::NEG_INFINITY);
-            scores[seen.end.max(seen.start)..].fill(f32::NEG_INFINITY);
-            largest = largest.max(max(scores));
+            scores[seen.end..].fill(f32::NEG_INFINITY);
         }
+        let largest = softmax.largest.max(largest(scores));
         if largest == f32::NEG_INFINITY {
             scores.fill(0.0);
             return;
         }
         for score in scores.iter_mut() {
-            let weight = exp(*score - largest);
-            *score = if *score == f32::NEG_INFINITY { 0.0 } else { weight };
+            *score = exp(*score - largest);
         }
         let scale = exp(softmax.largest - largest);
         sums.iter_mut().for_each(|sum| *sum *= scale);
-        softmax.total = softmax.total * scale + sum_of(scores, scores, |weight, _| weight);
+        softmax.total = softmax.total * scale + sum(scores);
         softmax.largest = largest;
     }
 

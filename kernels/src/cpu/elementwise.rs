@@ -1,8 +1,8 @@
 //! What happens to each row or element by itself: norms, rotation, activation, sums, look-ups.
 
+use crate::math::{exp, squares};
 use crate::ops::{HeadNorm, Heads};
 
-use super::math::{exp, sum_of};
 use super::simd::Plain;
 use super::weight::Weight;
 use super::workers::Workers;
@@ -104,8 +104,7 @@ fn rotated<'a>(row: &'a mut [f32], heads: &Heads) -> &'a mut [f32] {
 
 #[inline(always)]
 fn normalise(x: &mut [f32], weight: &[f32], eps: f32) {
-    let squares = sum_of(x, x, |a, b| a * b);
-    let factor = 1.0 / (squares / x.len() as f32 + eps).sqrt();
+    let factor = 1.0 / (squares(x) / x.len() as f32 + eps).sqrt();
     for (x, weight) in x.iter_mut().zip(weight) {
         *x *= factor * weight;
     }

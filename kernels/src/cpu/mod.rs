@@ -1,22 +1,21 @@
 //! The fast CPU backend: SIMD chosen at run time, weights in panels, sums in a fixed order.
 
-mod attention;
-mod bandwidth;
-mod cache;
-mod dot;
-mod elementwise;
-mod format;
-mod gemm;
-mod isa;
-mod lines;
-mod lora;
-mod math;
-mod pack;
-mod panels;
 mod simd;
-mod tile;
-mod weight;
+mod isa;
 mod workers;
+mod lines;
+mod format;
+mod panels;
+mod tile;
+mod pack;
+mod gemm;
+mod weight;
+mod elementwise;
+mod cache;
+mod attention;
+mod dot;
+mod lora;
+mod bandwidth;
 
 use std::sync::Arc;
 

@@ -3,14 +3,14 @@
 //! Nothing here is fast and everything is meant to be read. Weights, caches and pairs are rounded
 //! to their element type when they are stored and read back as f32.
 
-mod activation;
-mod attention;
-mod embed;
-mod linear;
-mod lora;
-mod norm;
-mod rope;
 mod tensor;
+mod embed;
+mod norm;
+mod linear;
+mod rope;
+mod attention;
+mod activation;
+mod lora;
 
 use std::sync::Arc;
 

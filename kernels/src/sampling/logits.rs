@@ -1,5 +1,6 @@
 //! One row of logits as an all-gather over ranks leaves it.
 
+use crate::math::largest;
 use crate::ops::LogitsLayout;
 
 /// The logits that answer one query: one piece a rank.
@@ -43,18 +44,4 @@ pub fn argmax<'a>(pieces: impl Iterator<Item = &'a [f32]>) -> u32 {
         first += piece.len();
     }
     token as u32
-}
-
-/// The largest logit. Kept in lanes so that the compiler vectorises it: a single running maximum
-/// would be a chain as long as the vocabulary.
-pub fn largest(logits: &[f32]) -> f32 {
-    const LANES: usize = 64;
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let (chunks, tail) = logits.as_chunks::<LANES>();
-    for chunk in chunks {
-        for (lane, logit) in lanes.iter_mut().zip(chunk) {
-            *lane = if *logit > *lane { *logit } else { *lane };
-        }
-    }
-    lanes.iter().chain(tail).copied().fold(f32::NEG_INFINITY, f32::max)
 }

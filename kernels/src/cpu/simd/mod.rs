@@ -10,7 +10,7 @@ pub mod avx2;
 pub mod avx512;
 pub mod portable;
 
-use super::math;
+use crate::math::sum_lanes;
 
 /// Lanes of a vector.
 pub const LANES: usize = 16;
@@ -91,7 +91,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn sum(self, v: Self::V) -> f32 {
         let mut lanes = [0.0; LANES];
         self.store(v, &mut lanes);
-        math::sum(lanes)
+        sum_lanes(lanes)
     }
 }
 
