@@ -117,3 +117,60 @@ impl Pool {
         (node.before, node.after) = (before, after);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(content: u32) -> Digest {
+        Digest::root(None).after(&[content])
+    }
+
+    #[test]
+    fn unnamed_blocks_are_taken_first_then_those_freed_longest_ago() {
+        let mut pool = Pool::new(4);
+        let blocks: Vec<_> = (0..4).map(|_| pool.take().unwrap()).collect();
+        assert_eq!(pool.take(), None);
+        [0, 1, 2].map(|at| pool.name(blocks[at], name(at as u32)));
+        [2, 0, 3, 1].map(|at| pool.release(blocks[at]));
+        let taken: Vec<_> = (0..4).map(|_| pool.take().unwrap()).collect();
+        assert_eq!(taken, [3, 2, 0, 1].map(|at| blocks[at]));
+    }
+
+    #[test]
+    fn a_block_keeps_its_name_until_it_is_taken_for_something_else() {
+        let mut pool = Pool::new(1);
+        let block = pool.take().unwrap();
+        pool.name(block, name(7));
+        pool.release(block);
+        assert_eq!(pool.find(&name(7)), Some(block));
+        pool.hold(block);
+        assert_eq!((pool.available(), pool.take()), (0, None));
+        pool.release(block);
+        pool.take().unwrap();
+        assert_eq!(pool.find(&name(7)), None);
+    }
+
+    #[test]
+    fn a_shared_block_is_free_when_the_last_holder_lets_go() {
+        let mut pool = Pool::new(2);
+        let block = pool.take().unwrap();
+        pool.hold(block);
+        pool.release(block);
+        assert!(!pool.is_free(block));
+        pool.release(block);
+        assert!(pool.is_free(block));
+        assert_eq!(pool.available(), 2);
+    }
+
+    #[test]
+    fn of_two_blocks_with_one_name_the_first_is_found() {
+        let mut pool = Pool::new(2);
+        let [first, second] = [pool.take().unwrap(), pool.take().unwrap()];
+        pool.name(first, name(1));
+        pool.name(second, name(1));
+        pool.release(second);
+        pool.take().unwrap();
+        assert_eq!(pool.find(&name(1)), Some(first));
+    }
+}

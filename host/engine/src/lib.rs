@@ -18,4 +18,6 @@ mod scheduler;
 mod sequence;
 mod settle;
 mod stream;
+#[cfg(test)]
+mod tests;
 pub mod text;

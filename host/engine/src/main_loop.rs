@@ -103,10 +103,10 @@ impl MainLoop {
         while self.receive() {
             self.retire();
             self.schedule();
+            self.publish();
             if !self.plan.shares.is_empty() {
                 self.step();
             }
-            self.publish();
         }
         self.fail_all("the server is shutting down");
     }

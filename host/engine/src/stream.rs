@@ -27,7 +27,8 @@ pub struct Stream {
     max_tokens: u32,
     prompt_tokens: usize,
     drawn: u32,
-    prompt_scores: Vec<Scored>,
+    /// Logprobs of the prompt so far; `None` when not asked for, or told.
+    prompt_scores: Option<Vec<Scored>>,
     times: Times,
     ended: bool,
     /// Its place in the queue, until it is first admitted.
@@ -58,7 +59,7 @@ impl Stream {
             max_tokens: request.max_tokens,
             prompt_tokens: request.prompt.len(),
             drawn: 0,
-            prompt_scores: Vec::new(),
+            prompt_scores: request.prompt_logprobs.map(|_| Vec::new()),
             times: Times { submitted: Instant::now(), token: None },
             ended: false,
             queued: Some(places.0),
@@ -84,13 +85,14 @@ impl Stream {
 
     /// Takes logprobs of the next tokens of the prompt.
     pub fn prompt_scores(&mut self, answers: impl Iterator<Item = Answer>) {
-        self.prompt_scores.extend(answers.map(scored));
+        if let Some(scores) = &mut self.prompt_scores {
+            scores.extend(answers.map(scored));
+        }
     }
 
     /// The whole prompt is computed: tells its logprobs, and ends if no token was asked for.
     pub fn prompt_done(&mut self, settling: &mut Settling) {
-        if !self.prompt_scores.is_empty() {
-            let scores = mem::take(&mut self.prompt_scores);
+        if let Some(scores) = self.prompt_scores.take() {
             settling.wakers.extend(self.writer.prompt(scores));
         }
         if self.max_tokens == 0 {

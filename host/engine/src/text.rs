@@ -5,6 +5,8 @@ mod folder;
 mod pieces;
 pub mod stop;
 mod template;
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 
