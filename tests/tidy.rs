@@ -27,14 +27,15 @@ const NAMES_ALONE: &[(&str, &[&str])] = &[
     ("hyper", &["gateway"]),
     ("hyper-util", &["gateway"]),
     ("clap", &["drystone"]),
+    ("cudarc", &["kernels"]),
     ("tracing-subscriber", &["drystone"]),
     ("safetensors", &["adapters", "model"]),
     ("tokio", &["drystone", "engine", "gateway"]),
 ];
 
-/// Where `unsafe` may stand: vector instructions and the mapping of weight files.
+/// Where `unsafe` may stand: vector instructions, calls of CUDA and the mapping of weight files.
 const UNSAFE_ALLOWED: &[&str] =
-    &["kernels/src/cpu/", "host/model/src/checkpoint", "host/adapters/src/weights"];
+    &["kernels/src/cpu/", "kernels/src/cuda/", "host/model/src/checkpoint"];
 
 const COLUMNS_MAX: usize = 100;
 const FILE_LINES_MAX: usize = 500;

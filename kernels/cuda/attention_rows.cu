@@ -46,10 +46,18 @@ struct Rows {
     u32 element = lane % LANES * 8;
     bool holds = element < p.dim;
 
-    __device__ Pack<8, Element> read(const Element* cache, u32 slot) const {
-        if (!holds) return {};
-        return *reinterpret_cast<const Pack<8, Element>*>(cache + static_cast<u64>(slot) * p.dim +
-                                                          element);
+    // This lane's elements of a head; zeros past its end.
+    __device__ Pack<8, Element> read(const Element* head) const {
+        Pack<8, Element> pack = {};
+        if (p.dim % 8 == 0) {
+            if (holds) pack = *reinterpret_cast<const Pack<8, Element>*>(head + element);
+            return pack;
+        }
+#pragma unroll
+        for (int n = 0; n < 8; n++) {
+            if (element + n < p.dim) pack.at[n] = head[element + n];
+        }
+        return pack;
     }
 
     // Scores of 32 positions, one a lane, into `scores[head][lane]`. Four positions a lane group are
@@ -61,7 +69,7 @@ struct Rows {
 #pragma unroll
             for (int i = 0; i < BATCH; i++) {
                 int at = (first + i) * GROUPS + lane / LANES;
-                keys[i] = read(p.keys, __shfl_sync(~0u, slot, at));
+                keys[i] = read(p.keys + static_cast<u64>(__shfl_sync(~0u, slot, at)) * p.dim);
             }
 #pragma unroll
             for (int i = 0; i < BATCH; i++) {
@@ -111,7 +119,7 @@ struct Rows {
 #pragma unroll
             for (int i = 0; i < BATCH; i++) {
                 int at = (first + i) * GROUPS + lane / LANES;
-                values[i] = read(p.values, __shfl_sync(~0u, slot, at));
+                values[i] = read(p.values + static_cast<u64>(__shfl_sync(~0u, slot, at)) * p.dim);
             }
 #pragma unroll
             for (int i = 0; i < BATCH; i++) {
@@ -218,8 +226,8 @@ __device__ void attend(const AttentionParams& p) {
     float query[HEADS][8] = {};
 #pragma unroll
     for (u32 head = 0; head < HEADS; head++) {
-        if (head >= heads || !rows.holds) continue;
-        load(query[head], p.qkv + row * fused + (query_head + head) * p.dim + rows.element);
+        if (head >= heads) continue;
+        widen(query[head], rows.read(p.qkv + row * fused + (query_head + head) * p.dim));
 #pragma unroll
         for (int n = 0; n < 8; n++) query[head][n] *= p.scale;
     }
@@ -269,15 +277,15 @@ __device__ void attend(const AttentionParams& p) {
         attend<LANES, HEADS>(p);                                          \
     }
 
-ATTENTION_ROWS(8, 1, 5)
+ATTENTION_ROWS(8, 1, 4)
 ATTENTION_ROWS(8, 2, 3)
 ATTENTION_ROWS(8, 4, 3)
 ATTENTION_ROWS(8, 8, 2)
-ATTENTION_ROWS(16, 1, 5)
+ATTENTION_ROWS(16, 1, 4)
 ATTENTION_ROWS(16, 2, 3)
 ATTENTION_ROWS(16, 4, 3)
 ATTENTION_ROWS(16, 8, 2)
-ATTENTION_ROWS(32, 1, 5)
+ATTENTION_ROWS(32, 1, 4)
 ATTENTION_ROWS(32, 2, 3)
 ATTENTION_ROWS(32, 4, 3)
 ATTENTION_ROWS(32, 8, 2)

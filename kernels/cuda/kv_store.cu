@@ -1,5 +1,22 @@
 // cache[place of the row] = keys and values of a fused row; a block a row.
+// In an f32 build the cache may stand for one of 16 bits, and then holds what that one would.
 #include "paged.cuh"
+
+template <class Narrow, int N>
+__device__ inline void round_to(float (&x)[N]) {
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+        Narrow narrow;
+        from_f32(narrow, x[n]);
+        x[n] = to_f32(narrow);
+    }
+}
+
+template <int N>
+__device__ inline void round_like(float (&x)[N], u32 stands_for) {
+    if (stands_for == STANDS_FOR_F16) round_to<F16>(x);
+    if (stands_for == STANDS_FOR_BF16) round_to<Bf16>(x);
+}
 
 template <int N>
 __device__ void store_row(const KvStoreParams& p) {
@@ -14,6 +31,8 @@ __device__ void store_row(const KvStoreParams& p) {
         float key[N], value[N];
         load(key, keys + i);
         load(value, keys + width + i);
+        round_like(key, p.stands_for);
+        round_like(value, p.stands_for);
         store(p.keys + at, key);
         store(p.values + at, value);
     }

@@ -82,14 +82,17 @@ struct RopeParams {
 };
 static_assert(sizeof(RopeParams) == 40, "kernels/src/cuda/rope.rs has the twin");
 
+// Narrower types that an f32 cache may stand for.
+constexpr u32 STANDS_FOR_F16 = 1, STANDS_FOR_BF16 = 2;
+
 struct KvStoreParams {
     Index index;
     const Element* qkv;
     Element* keys;  // [blocks, heads, block_tokens, dim], and so are the values
     Element* values;
-    u32 query_heads, key_heads, dim, block_tokens;
+    u32 query_heads, key_heads, dim, block_tokens, stands_for;
 };
-static_assert(sizeof(KvStoreParams) == 80, "kernels/src/cuda/kv_store.rs has the twin");
+static_assert(sizeof(KvStoreParams) == 88, "kernels/src/cuda/kv_store.rs has the twin");
 
 struct AttentionParams {
     Index index;

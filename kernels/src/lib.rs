@@ -11,3 +11,4 @@ mod math;
 mod sampling;
 pub mod reference;
 pub mod cpu;
+pub mod cuda;

@@ -60,24 +60,25 @@ const TILED: [(usize, &str); 4] = [
     (256, "attention_tiles_256"),
 ];
 
-/// The widest head that `attention_rows.cu` holds in a warp, 8 elements a lane.
+/// The widest head that a warp of `attention_rows.cu` holds, 8 elements a lane.
 const DIM_MAX: usize = 256;
 
 /// Keys and values of one layer, `[blocks, heads, block_tokens, dim]` each.
 pub struct Cache {
     memory: Memory,
     shape: CacheShape,
+    held: DType,
 }
 
 impl Cache {
     pub fn new(stream: &Arc<CudaStream>, shape: CacheShape, held: DType) -> Result<Self> {
-        if shape.dtype != held {
+        if shape.dtype != held && held != DType::F32 {
             let wanted = shape.dtype;
             let why = format!("a KV cache of {wanted} was asked for beside a model of {held}");
             return Err(Error::Device(why + ": the CUDA backend keeps both in one type"));
         }
-        let memory = Memory::zeroed(stream, 2 * half_bytes(&shape), "the KV cache")?;
-        Ok(Self { memory, shape })
+        let memory = Memory::zeroed(stream, 2 * half_bytes(&shape, held), "the KV cache")?;
+        Ok(Self { memory, shape, held })
     }
 
     pub fn keys(&self) -> u64 {
@@ -85,7 +86,12 @@ impl Cache {
     }
 
     pub fn values(&self) -> u64 {
-        self.memory.address() + half_bytes(&self.shape) as u64
+        self.memory.address() + half_bytes(&self.shape, self.held) as u64
+    }
+
+    /// The element type that its values are rounded to, if it is not the one they are kept in.
+    pub fn stands_for(&self) -> Option<DType> {
+        (self.shape.dtype != self.held).then_some(self.shape.dtype)
     }
 
     pub fn block_tokens(&self) -> u32 {
@@ -93,9 +99,9 @@ impl Cache {
     }
 }
 
-fn half_bytes(shape: &CacheShape) -> usize {
+fn half_bytes(shape: &CacheShape, held: DType) -> usize {
     let elements = shape.blocks * shape.block_tokens * shape.heads * shape.dim;
-    (elements * shape.dtype.bytes()).next_multiple_of(256)
+    (elements * held.bytes()).next_multiple_of(256)
 }
 
 /// `attention_tiles.cu` for one head width.
@@ -205,9 +211,8 @@ fn rows(
     step: &Step,
     (mut params, work): (AttentionParams, Work),
 ) -> Result<()> {
-    if heads.dim > DIM_MAX || !heads.dim.is_multiple_of(8) {
-        let dim = heads.dim;
-        return Err(Error::Device(format!("heads of {dim}: a multiple of 8 up to 256 would do")));
+    if heads.dim > DIM_MAX {
+        return Err(Error::Device(format!("heads of {}: up to {DIM_MAX} would do", heads.dim)));
     }
     let chunks = chunks_max(heads, step);
     let group = heads.queries / heads.keys_values;

@@ -75,11 +75,7 @@ pub fn found() -> Result<Vec<Found>, WhyNot> {
 fn libraries() -> Result<(), WhyNot> {
     // SAFETY: loading these libraries has no effect but to load them; they are NVIDIA's own.
     let (driver, compiler, blas) = unsafe {
-        (
-            sys::is_culib_present(),
-            nvrtc::sys::is_culib_present(),
-            cublaslt::sys::is_culib_present(),
-        )
+        (sys::is_culib_present(), nvrtc::sys::is_culib_present(), cublaslt::sys::is_culib_present())
     };
     let missing = [
         (driver, "the NVIDIA driver", "libcuda.so", "install the driver"),

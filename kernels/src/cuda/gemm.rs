@@ -1,16 +1,15 @@
 //! `out = x weight^T (+ bias)` by cuBLASLt, with a plan kept for every shape met.
 //!
-//! cuBLASLt thinks in columns: row-major `out [rows, out]` is its `[out, rows]`, and so the weight
-//! is its first operand, transposed, and `x` the second. Asking it for an algorithm takes longer
-//! than a small product, so the answer is kept; the workspace is ours, so that a product can be
-//! captured in a graph.
+//! Asking cuBLASLt for an algorithm takes longer than a small product, so the answer is kept; the
+//! workspace is ours, so that a product can be captured in a graph.
+
+mod plan;
 
 use std::collections::HashMap;
-use std::ptr;
+use std::collections::hash_map::Entry;
 
 use contract::tensor::DType;
-use cudarc::cublaslt::result::{self, CublasError};
-use cudarc::cublaslt::sys;
+use cudarc::cublaslt::{result, sys};
 
 use crate::error::Result;
 
@@ -19,39 +18,25 @@ use super::memory::{Buf, Memory};
 use super::status::During;
 use super::weight::Weight;
 
+use plan::{Addresses, Plan};
+
 /// What NVIDIA recommends for Hopper.
 const WORKSPACE_BYTES: usize = 32 << 20;
 
 /// Plans kept at most. Decode meets few row counts, prefill any; when full, all are forgotten.
 const PLANS_MAX: usize = 4096;
 
-/// cuBLASLt, and the plans made so far.
-pub struct Gemm {
-    handle: sys::cublasLtHandle_t,
-    plans: HashMap<Shape, Plan>,
-    workspace: Memory,
-}
-
-// SAFETY: the handle and the plans are cuBLASLt's own; only one thread at a time has them.
-unsafe impl Send for Gemm {}
-
+/// What a plan is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Shape {
     rows: usize,
     inputs: usize,
     outputs: usize,
+    /// Of `x` and the weight.
     held: DType,
+    /// Of `out` and the bias.
     out: DType,
     bias: bool,
-}
-
-/// Descriptors and the algorithm for one shape; freed on drop.
-struct Plan {
-    product: sys::cublasLtMatmulDesc_t,
-    weight: sys::cublasLtMatrixLayout_t,
-    x: sys::cublasLtMatrixLayout_t,
-    out: sys::cublasLtMatrixLayout_t,
-    algorithm: sys::cublasLtMatmulAlgo_t,
 }
 
 /// The operands of one product.
@@ -62,44 +47,57 @@ pub struct Operands<'a> {
     pub out: &'a mut Buf,
 }
 
+/// cuBLASLt, and the plans made so far.
+pub struct Gemm {
+    plans: HashMap<Shape, Plan>,
+    workspace: Memory,
+    handle: sys::cublasLtHandle_t,
+}
+
+// SAFETY: the handle and the plans are cuBLASLt's own and bound to no thread.
+unsafe impl Send for Gemm {}
+
 impl Gemm {
     pub fn new(device: &Device) -> Result<Self> {
         let workspace = Memory::zeroed(&device.stream, WORKSPACE_BYTES, "a workspace")?;
         let handle = result::create_handle().during("creating its handle")?;
-        Ok(Self { handle, plans: HashMap::new(), workspace })
+        Ok(Self { plans: HashMap::new(), workspace, handle })
     }
 
     pub fn run(&mut self, device: &Device, rows: usize, operands: Operands<'_>) -> Result<()> {
         let Operands { x, weight, bias, out } = operands;
-        if rows == 0 || weight.rows == 0 {
+        let (held, out_type) = (device.dtype, out.dtype());
+        let (inputs, outputs) = (weight.cols, weight.rows);
+        if rows == 0 || outputs == 0 {
             return Ok(());
         }
-        let shape = Shape {
-            rows,
-            inputs: weight.cols,
-            outputs: weight.rows,
-            held: device.dtype,
-            out: out.dtype(),
-            bias: bias.is_some(),
-        };
+        let bias = bias.map(|bias| bias.vector(out_type));
+        let shape = Shape { rows, inputs, outputs, held, out: out_type, bias: bias.is_some() };
         let addresses = Addresses {
-            x: x.address(device.dtype, rows * weight.cols),
+            x: x.address(held, rows * inputs),
             weight: weight.elements(),
-            bias: bias.map(|bias| bias.as_type(shape.out)),
-            out: out.address(shape.out, rows * weight.rows),
+            bias,
+            out: out.address(out_type, rows * outputs),
         };
         device.context.bind_to_thread().during("binding its context")?;
-        let plan = self.plan(shape).during("planning a product")?;
-        self.launch(device, plan, &addresses).during("launching a product")
-    }
-
-    fn plan(&mut self, shape: Shape) -> Result<*const Plan, CublasError> {
         if self.plans.len() >= PLANS_MAX {
             self.plans.clear();
         }
-        if !self.plans.contains_key(&shape) {
-            self.plans.insert(shape, Plan::new(self.handle, &shape)?);
-        }
-        Ok(&raw const self.plans[&shape])
+        let plan = match self.plans.entry(shape) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => {
+                let what = format!("planning {shape:?}");
+                new.insert(Plan::new(self.handle, &shape, WORKSPACE_BYTES).during(&what)?)
+            }
+        };
+        let launched = plan.launch(self.handle, &device.stream, &self.workspace, &addresses);
+        launched.during("launching a product")
+    }
+}
+
+impl Drop for Gemm {
+    fn drop(&mut self) {
+        // SAFETY: created by `new`, and destroyed once. A failure leaves nothing to be done.
+        let _ = unsafe { result::destroy_handle(self.handle) };
     }
 }

@@ -49,19 +49,32 @@ impl Kernels {
             Ok([one?, two?, four?, eight?])
         };
         let by_rows = |file, one, eight| -> Result<ByRows> {
-            let (one, eight) = (Kernel::new(programs, file, one), Kernel::new(programs, file, eight));
+            let (one, eight) =
+                (Kernel::new(programs, file, one), Kernel::new(programs, file, eight));
             Ok(ByRows { one: one?, eight: eight? })
         };
         Ok(Self {
             add: Kernel::new(programs, "add", "add")?,
             argmax: Kernel::new(programs, "argmax", "argmax")?,
             attention_rows: [
-                rows(["attention_rows_8_1", "attention_rows_8_2", "attention_rows_8_4",
-                      "attention_rows_8_8"])?,
-                rows(["attention_rows_16_1", "attention_rows_16_2", "attention_rows_16_4",
-                      "attention_rows_16_8"])?,
-                rows(["attention_rows_32_1", "attention_rows_32_2", "attention_rows_32_4",
-                      "attention_rows_32_8"])?,
+                rows([
+                    "attention_rows_8_1",
+                    "attention_rows_8_2",
+                    "attention_rows_8_4",
+                    "attention_rows_8_8",
+                ])?,
+                rows([
+                    "attention_rows_16_1",
+                    "attention_rows_16_2",
+                    "attention_rows_16_4",
+                    "attention_rows_16_8",
+                ])?,
+                rows([
+                    "attention_rows_32_1",
+                    "attention_rows_32_2",
+                    "attention_rows_32_4",
+                    "attention_rows_32_8",
+                ])?,
             ],
             attention_tiles: Tiles::all(programs)?,
             embed: Kernel::new(programs, "embed", "embed")?,

@@ -1,5 +1,7 @@
 //! Launches `kv_store.cu`.
 
+use contract::tensor::DType;
+
 use crate::error::Result;
 use crate::ops::Heads;
 
@@ -19,9 +21,11 @@ pub struct KvStoreParams {
     key_heads: u32,
     dim: u32,
     block_tokens: u32,
+    stands_for: u32,
+    padding: u32,
 }
 
-const _: () = assert!(size_of::<KvStoreParams>() == 80);
+const _: () = assert!(size_of::<KvStoreParams>() == 88);
 
 pub fn kv_store(
     device: &Device,
@@ -39,6 +43,12 @@ pub fn kv_store(
         key_heads: to_u32(heads.keys_values),
         dim: to_u32(heads.dim),
         block_tokens: cache.block_tokens(),
+        stands_for: match cache.stands_for() {
+            None | Some(DType::F32) => 0,
+            Some(DType::F16) => 1,
+            Some(DType::Bf16) => 2,
+        },
+        padding: 0,
     };
     let grid = Grid::of(step.rows, threads_for(heads.keys_values * heads.dim, 256));
     device.launch(&device.kernels.kv_store, grid, &params)

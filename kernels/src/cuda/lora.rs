@@ -129,13 +129,7 @@ impl Site {
     }
 
     /// Writes one factor to `address`, rounded to the site's type and held in the backend's.
-    fn bring(
-        &self,
-        upload: &mut Upload,
-        held: DType,
-        factor: &[f32],
-        address: u64,
-    ) -> Result<()> {
+    fn bring(&self, upload: &mut Upload, held: DType, factor: &[f32], address: u64) -> Result<()> {
         let mut bytes = Vec::with_capacity(factor.len() * held.bytes());
         for value in factor {
             element::write(held, element::round(self.dtype, *value), &mut bytes);
@@ -175,12 +169,7 @@ impl Site {
     }
 
     /// The most that `size` says about the pairs of any slot that a step names.
-    fn most(
-        &self,
-        step: &Step,
-        exchange: Exchange,
-        size: impl Fn(&PairEntry) -> usize,
-    ) -> usize {
+    fn most(&self, step: &Step, exchange: Exchange, size: impl Fn(&PairEntry) -> usize) -> usize {
         let of_slot = |(slot, _): &(Slot, u32)| {
             let loaded = self.slots[slot.index()].iter();
             let pairs = loaded.flat_map(|loaded| &loaded.entries);

@@ -80,9 +80,15 @@ impl Buf {
         writer.finish()
     }
 
-    pub fn read(&self, stream: &Arc<CudaStream>, elements: usize) -> Result<Vec<f32>> {
+    /// Waits for the stream, and reads `elements` from the `first` on.
+    pub fn read(
+        &self,
+        stream: &Arc<CudaStream>,
+        first: usize,
+        elements: usize,
+    ) -> Result<Vec<f32>> {
         let mut bytes = vec![0; elements * self.dtype.bytes()];
-        self.memory.read(stream, 0, &mut bytes)?;
+        self.memory.read(stream, first * self.dtype.bytes(), &mut bytes)?;
         Ok(element::values(self.dtype, &bytes).collect())
     }
 }

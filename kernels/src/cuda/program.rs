@@ -36,8 +36,7 @@ macro_rules! embedded {
     };
 }
 
-const HEADERS: &[Source] =
-    embedded!(".cuh": "element", "lora", "mma", "paged", "params", "reduce");
+const HEADERS: &[Source] = embedded!(".cuh": "element", "lora", "mma", "paged", "params", "reduce");
 
 const SOURCES: &[Source] = embedded!(
     ".cu": "add", "argmax", "attention_rows", "attention_tiles", "embed", "head_norm", "kv_store",
@@ -80,11 +79,7 @@ pub struct Programs(Vec<(&'static str, Arc<CudaModule>)>);
 impl Programs {
     /// All kernels for `target`: from the folder `cache` where it has them, else compiled and put
     /// there.
-    pub fn load(
-        context: &Arc<CudaContext>,
-        target: &Target,
-        cache: Option<&Path>,
-    ) -> Result<Self> {
+    pub fn load(context: &Arc<CudaContext>, target: &Target, cache: Option<&Path>) -> Result<Self> {
         let fits = |source: &&Source| {
             target.dtype != DType::F32 || !SIXTEEN_BIT_ONLY.contains(&source.name)
         };
@@ -95,8 +90,7 @@ impl Programs {
         };
         thread::scope(|scope| {
             let sources = SOURCES.iter().filter(fits);
-            let threads: Vec<_> =
-                sources.map(|source| scope.spawn(move || load(source))).collect();
+            let threads: Vec<_> = sources.map(|source| scope.spawn(move || load(source))).collect();
             let loaded = threads.into_iter().map(|thread| {
                 thread.join().expect("a compiling thread does not panic: this is a bug")
             });
@@ -154,8 +148,11 @@ fn compile(source: &Source, target: &Target) -> Result<Vec<u8>> {
     status.result().map_err(|error| {
         let (name, architecture) = (source.name, &target.architecture);
         let log = program.log();
-        Error::Device(format!("NVRTC {:?} cannot compile {name}.cu for {architecture}: {error}; a \
-             newer NVRTC may know this GPU. It says: {log}", nvrtc_version()))
+        Error::Device(format!(
+            "NVRTC {:?} cannot compile {name}.cu for {architecture}: {error}; a \
+             newer NVRTC may know this GPU. It says: {log}",
+            nvrtc_version()
+        ))
     })?;
     program.binary()
 }
@@ -240,8 +237,9 @@ mod tests {
     #[test]
     fn a_capability_has_the_name_that_unlocks_its_instructions() {
         let name = |capability| Target::new(capability, DType::Bf16).architecture;
-        assert_eq!([(8, 0), (8, 9), (9, 0), (10, 0), (12, 0)].map(name), [
-            "sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120"
-        ]);
+        assert_eq!(
+            [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0)].map(name),
+            ["sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120"]
+        );
     }
 }

@@ -5,28 +5,28 @@ use cudarc::driver::DriverError;
 use cudarc::driver::sys::CUresult;
 use cudarc::nvrtc::result::NvrtcError;
 
-use crate::error::{Error, Result};
+use crate::error::{self, Error};
 
 /// Adds what was being done to a status.
 pub trait During<T> {
     /// `what` finishes the sentence "the GPU failed while ...".
-    fn during(self, what: &str) -> Result<T>;
+    fn during(self, what: &str) -> error::Result<T>;
 }
 
 impl<T> During<T> for Result<T, DriverError> {
-    fn during(self, what: &str) -> Result<T> {
+    fn during(self, what: &str) -> error::Result<T> {
         self.map_err(|error| device("CUDA driver", what, &error))
     }
 }
 
 impl<T> During<T> for Result<T, NvrtcError> {
-    fn during(self, what: &str) -> Result<T> {
+    fn during(self, what: &str) -> error::Result<T> {
         self.map_err(|error| device("NVRTC", what, &error))
     }
 }
 
 impl<T> During<T> for Result<T, CublasError> {
-    fn during(self, what: &str) -> Result<T> {
+    fn during(self, what: &str) -> error::Result<T> {
         self.map_err(|error| device("cuBLASLt", what, &error))
     }
 }

@@ -54,6 +54,11 @@ impl Weight {
         memory.expect("a matrix kept in f32 is no operand of a product: this is a bug").address()
     }
 
+    /// Where a vector lies in either of its types.
+    pub fn vector(&self, dtype: DType) -> u64 {
+        if dtype == self.dtype { self.elements() } else { self.floats() }
+    }
+
     /// Where it lies in f32.
     pub fn floats(&self) -> u64 {
         let own = if self.dtype == DType::F32 { &self.element } else { &self.full };

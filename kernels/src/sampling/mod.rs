@@ -19,6 +19,12 @@ pub fn sample(logits: &[f32], layout: &LogitsLayout, batch: &Batch, first: usize
         .collect()
 }
 
+/// Whether the answer is the largest of the untouched logits, and nothing else.
+pub fn wants_largest(query: &Query) -> bool {
+    let Choice::Draw(draw) = &query.choice else { return false };
+    query.top_logprobs.is_none() && draw::takes_largest(draw)
+}
+
 fn answer(query: &Query, logits: Logits<'_>, batch: &Batch, scratch: &mut Vec<f32>) -> Answer {
     let token = match &query.choice {
         Choice::Given(token) => *token,

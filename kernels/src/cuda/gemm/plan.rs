@@ -1,0 +1,183 @@
+//! How cuBLASLt computes one shape: descriptors, and the algorithm that it recommends.
+//!
+//! cuBLASLt thinks in columns: row-major `out [rows, outputs]` is its `[outputs, rows]`, and so the
+//! weight is its first operand, transposed, and `x` the second.
+
+use std::ptr;
+
+use contract::tensor::DType;
+use cudarc::cublaslt::result::{self, CublasError};
+use cudarc::cublaslt::sys::{
+    cublasComputeType_t, cublasLtEpilogue_t, cublasLtHandle_t, cublasLtMatmulAlgo_t,
+    cublasLtMatmulDesc_t, cublasLtMatmulDescAttributes_t as Attribute, cublasLtMatmulPreference_t,
+    cublasLtMatmulPreferenceAttributes_t as Preferred, cublasLtMatrixLayout_t,
+    cublasLtReductionScheme_t, cudaDataType,
+};
+use cudarc::driver::CudaStream;
+
+use super::super::memory::Memory;
+use super::Shape;
+
+/// `CUBLAS_OP_T`, which the bindings leave out.
+const TRANSPOSED: i32 = 1;
+
+/// Where the operands of one product lie.
+pub struct Addresses {
+    pub x: u64,
+    pub weight: u64,
+    pub bias: Option<u64>,
+    pub out: u64,
+}
+
+/// What a product of one shape needs besides its operands.
+pub struct Plan {
+    product: Product,
+    weight: Layout,
+    x: Layout,
+    out: Layout,
+    algorithm: cublasLtMatmulAlgo_t,
+}
+
+impl Plan {
+    pub fn new(
+        handle: cublasLtHandle_t,
+        shape: &Shape,
+        workspace_bytes: usize,
+    ) -> Result<Self, CublasError> {
+        let product = Product::new(shape.bias)?;
+        let weight = Layout::new(shape.held, shape.inputs, shape.outputs)?;
+        let x = Layout::new(shape.held, shape.inputs, shape.rows)?;
+        let out = Layout::new(shape.out, shape.outputs, shape.rows)?;
+        let preference = Preference::new(workspace_bytes)?;
+        // SAFETY: all descriptors are alive, and no operand is looked at.
+        let found = unsafe {
+            result::get_matmul_algo_heuristic(
+                handle,
+                product.0,
+                weight.0,
+                x.0,
+                out.0,
+                out.0,
+                preference.0,
+            )
+        }?;
+        Ok(Self { product, weight, x, out, algorithm: found.algo })
+    }
+
+    pub fn launch(
+        &self,
+        handle: cublasLtHandle_t,
+        stream: &CudaStream,
+        workspace: &Memory,
+        at: &Addresses,
+    ) -> Result<(), CublasError> {
+        if let Some(bias) = at.bias {
+            self.product.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias)?;
+        }
+        let (one, zero) = (1.0_f32, 0.0_f32);
+        let out = at.out as *mut _;
+        // SAFETY: the caller vouches for the addresses and sizes of `at`; the stream frees no
+        // operand before it has passed.
+        unsafe {
+            result::matmul(
+                handle,
+                self.product.0,
+                (&raw const one).cast(),
+                (&raw const zero).cast(),
+                at.weight as *const _,
+                self.weight.0,
+                at.x as *const _,
+                self.x.0,
+                out,
+                self.out.0,
+                out,
+                self.out.0,
+                &raw const self.algorithm,
+                workspace.address() as *mut _,
+                workspace.bytes(),
+                stream.cu_stream().cast(),
+            )
+        }
+    }
+}
+
+/// The operation: the first operand transposed, sums in f32, and a bias where there is one.
+struct Product(cublasLtMatmulDesc_t);
+
+impl Product {
+    fn new(bias: bool) -> Result<Self, CublasError> {
+        let (sums, scale) = (cublasComputeType_t::CUBLAS_COMPUTE_32F, cudaDataType::CUDA_R_32F);
+        let product = Self(result::create_matmul_desc(sums, scale)?);
+        product.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &TRANSPOSED)?;
+        if bias {
+            let epilogue = cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
+            product.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
+        }
+        Ok(product)
+    }
+
+    fn set<T>(&self, attribute: Attribute, value: &T) -> Result<(), CublasError> {
+        let (value, bytes) = (ptr::from_ref(value).cast(), size_of::<T>());
+        // SAFETY: the descriptor is alive, and the value is copied from a live reference.
+        unsafe { result::set_matmul_desc_attribute(self.0, attribute, value, bytes) }
+    }
+}
+
+impl Drop for Product {
+    fn drop(&mut self) {
+        // SAFETY: created by `new`, and destroyed once.
+        let _ = unsafe { result::destroy_matmul_desc(self.0) };
+    }
+}
+
+/// A dense matrix whose columns, as cuBLASLt sees them, are our rows.
+struct Layout(cublasLtMatrixLayout_t);
+
+impl Layout {
+    fn new(dtype: DType, width: usize, rows: usize) -> Result<Self, CublasError> {
+        let (width, rows, stride) = (width as u64, rows as u64, width as i64);
+        Ok(Self(result::create_matrix_layout(data_type(dtype), width, rows, stride)?))
+    }
+}
+
+impl Drop for Layout {
+    fn drop(&mut self) {
+        // SAFETY: created by `new`, and destroyed once.
+        let _ = unsafe { result::destroy_matrix_layout(self.0) };
+    }
+}
+
+/// What an algorithm may use: our workspace, and split sums only where they are added up in f32.
+struct Preference(cublasLtMatmulPreference_t);
+
+impl Preference {
+    fn new(workspace_bytes: usize) -> Result<Self, CublasError> {
+        let preference = Self(result::create_matmul_pref()?);
+        let workspace = Preferred::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
+        preference.set(workspace, &workspace_bytes)?;
+        let schemes = cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
+        preference.set(Preferred::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &schemes)?;
+        Ok(preference)
+    }
+
+    fn set<T>(&self, attribute: Preferred, value: &T) -> Result<(), CublasError> {
+        let (value, bytes) = (ptr::from_ref(value).cast(), size_of::<T>());
+        // SAFETY: the preference is alive, and the value is copied from a live reference.
+        unsafe { result::set_matmul_pref_attribute(self.0, attribute, value, bytes) }
+    }
+}
+
+impl Drop for Preference {
+    fn drop(&mut self) {
+        // SAFETY: created by `new`, and destroyed once.
+        let _ = unsafe { result::destroy_matmul_pref(self.0) };
+    }
+}
+
+fn data_type(dtype: DType) -> cudaDataType {
+    match dtype {
+        DType::F32 => cudaDataType::CUDA_R_32F,
+        DType::F16 => cudaDataType::CUDA_R_16F,
+        DType::Bf16 => cudaDataType::CUDA_R_16BF,
+    }
+}

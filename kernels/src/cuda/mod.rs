@@ -1,0 +1,247 @@
+//! The CUDA backend: kernels compiled at run time for the card that is found.
+//!
+//! Nothing of CUDA is needed to build this: driver, NVRTC and cuBLASLt are looked for when a device
+//! is opened, and [`found`] says whether they and a device are there. A rank has a stream of its
+//! own, on which all its work is in order; ranks may share a device. Every kernel in `kernels/cuda`
+//! has a launcher here of the same name, and both lay out the struct that it takes.
+//!
+//! Activations, weights, caches and adapters of one backend have one element type; logits, shrunk
+//! activations, normalisation weights and the rope table are f32. Sums are in f32 and in a fixed
+//! order, but products of cuBLASLt take another order for another number of rows: a row computed
+//! alone equals the same row in a batch to rounding, not to the bit.
+
+mod found;
+mod status;
+mod program;
+mod device;
+mod kernels;
+mod memory;
+mod upload;
+mod weight;
+mod step;
+mod embed;
+mod rms_norm;
+mod add;
+mod gemm;
+mod head_norm;
+mod rope;
+mod kv_store;
+mod attention;
+mod silu_mul;
+mod pick_rows;
+mod lora;
+mod sample;
+mod graph;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use contract::adapter::{Exchange, Slot};
+use contract::step::{Answer, Batch};
+use contract::tensor::DType;
+
+use crate::error::{Error, Result};
+use crate::lora::{SiteShape, SlotPairs};
+use crate::ops::{CacheShape, HeadNorm, Heads, LogitsLayout, Ops, Precision, WeightView};
+
+use attention::{Cache, Scratch};
+use device::Device;
+use gemm::Gemm;
+use lora::Site;
+use memory::{Buf, Memory};
+use step::{IndexPool, Step};
+use upload::Upload;
+use weight::Weight;
+
+pub use found::{Found, WhyNot, found};
+pub use graph::Graph;
+
+/// The backend of one rank on one device.
+pub struct Cuda {
+    gemm: Gemm,
+    scratch: Scratch,
+    /// Tokens that `argmax.cu` wrote.
+    tokens: Memory,
+    indices: IndexPool,
+    upload: Upload,
+    device: Device,
+}
+
+impl Cuda {
+    /// Opens a device for a model of `dtype`. Compiled kernels are kept in the folder `cache`.
+    pub fn open(ordinal: usize, dtype: DType, cache: Option<&Path>) -> Result<Self> {
+        let devices = found().map_err(|why| Error::Device(why.to_string()))?;
+        if !devices.iter().any(|device| device.ordinal == ordinal) {
+            let names = devices.iter().map(|device| format!("{} {}", device.ordinal, device.name));
+            let names = names.collect::<Vec<_>>().join(", ");
+            return Err(Error::Device(format!("there is no device {ordinal}: found {names}")));
+        }
+        let device = Device::open(ordinal, dtype, cache)?;
+        Ok(Self {
+            gemm: Gemm::new(&device)?,
+            scratch: Scratch::new(&device.stream)?,
+            tokens: Memory::zeroed(&device.stream, 0, "sampled tokens")?,
+            indices: IndexPool::new(&device.stream),
+            upload: Upload::new(&device.stream)?,
+            device,
+        })
+    }
+
+    /// Waits for all that was launched, and says whether it went well.
+    pub fn synchronize(&mut self) -> Result<()> {
+        self.device.synchronize()
+    }
+}
+
+impl Ops for Cuda {
+    type Buf = Buf;
+    type Weight = Weight;
+    type Cache = Cache;
+    type Site = Site;
+    type Step = Step;
+
+    fn buf(&mut self, elements: usize, precision: Precision) -> Result<Buf> {
+        let dtype = match precision {
+            Precision::Activation => self.device.dtype,
+            Precision::Full => DType::F32,
+        };
+        Buf::new(&self.device.stream, elements, dtype)
+    }
+
+    fn write(&mut self, values: &[f32], buf: &mut Buf) -> Result<()> {
+        buf.write(&mut self.upload, values)
+    }
+
+    fn read(&mut self, buf: &Buf, elements: usize) -> Result<Vec<f32>> {
+        buf.read(&self.device.stream, 0, elements)
+    }
+
+    fn weight(&mut self, parts: &[WeightView<'_>], dtype: DType) -> Result<Weight> {
+        let types = (dtype, self.device.dtype);
+        Weight::stack(&self.device.stream, &mut self.upload, parts, types)
+    }
+
+    fn cache(&mut self, shape: CacheShape) -> Result<Cache> {
+        Cache::new(&self.device.stream, shape, self.device.dtype)
+    }
+
+    fn site(&mut self, shape: SiteShape, dtype: DType) -> Result<Site> {
+        Site::new(&self.device.stream, shape, dtype)
+    }
+
+    fn site_load(&mut self, site: &mut Site, pairs: &SlotPairs<'_>) -> Result<()> {
+        site.load(&self.device, &mut self.upload, pairs)
+    }
+
+    fn site_unload(&mut self, site: &mut Site, slot: Slot) {
+        site.unload(slot);
+    }
+
+    fn step(&mut self, batch: &Arc<Batch>) -> Result<Step> {
+        Step::new(&mut self.indices, batch)
+    }
+
+    fn embed(&mut self, table: &Weight, first: u32, step: &Step, out: &mut Buf) -> Result<()> {
+        embed::embed(&self.device, table, first, step, out)
+    }
+
+    fn rms_norm(
+        &mut self,
+        x: &Buf,
+        weight: &Weight,
+        eps: f32,
+        rows: usize,
+        out: &mut Buf,
+    ) -> Result<()> {
+        rms_norm::rms_norm(&self.device, x, weight, eps, rows, out)
+    }
+
+    fn add(&mut self, delta: &Buf, elements: usize, residual: &mut Buf) -> Result<()> {
+        add::add(&self.device, delta, elements, residual)
+    }
+
+    fn gemm(
+        &mut self,
+        x: &Buf,
+        weight: &Weight,
+        bias: Option<&Weight>,
+        rows: usize,
+        out: &mut Buf,
+    ) -> Result<()> {
+        self.gemm.run(&self.device, rows, gemm::Operands { x, weight, bias, out })
+    }
+
+    fn head_norm(
+        &mut self,
+        qkv: &mut Buf,
+        heads: &Heads,
+        norm: &HeadNorm<'_, Weight>,
+        rows: usize,
+    ) -> Result<()> {
+        head_norm::head_norm(&self.device, qkv, heads, norm, rows)
+    }
+
+    fn rope(&mut self, qkv: &mut Buf, heads: &Heads, table: &Weight, step: &Step) -> Result<()> {
+        rope::rope(&self.device, qkv, heads, table, step)
+    }
+
+    fn kv_store(&mut self, qkv: &Buf, heads: &Heads, step: &Step, cache: &mut Cache) -> Result<()> {
+        kv_store::kv_store(&self.device, qkv, heads, step, cache)
+    }
+
+    fn attention(
+        &mut self,
+        qkv: &Buf,
+        heads: &Heads,
+        step: &Step,
+        cache: &Cache,
+        out: &mut Buf,
+    ) -> Result<()> {
+        let operands = attention::Operands { qkv, cache, out };
+        attention::attention(&self.device, &mut self.scratch, heads, step, operands)
+    }
+
+    fn silu_mul(&mut self, gate_up: &Buf, width: usize, rows: usize, out: &mut Buf) -> Result<()> {
+        silu_mul::silu_mul(&self.device, gate_up, width, rows, out)
+    }
+
+    fn pick_rows(&mut self, x: &Buf, width: usize, picked: &[u32], out: &mut Buf) -> Result<()> {
+        pick_rows::pick_rows(&self.device, &mut self.indices, x, (width, picked), out)
+    }
+
+    fn lora_len(&self, site: &Site, step: &Step, exchange: Exchange) -> usize {
+        site.len(step, exchange)
+    }
+
+    fn lora_shrink(
+        &mut self,
+        x: &Buf,
+        site: &Site,
+        step: &Step,
+        exchange: Exchange,
+        h: &mut Buf,
+    ) -> Result<()> {
+        lora::shrink(&self.device, x, site, step, exchange, h)
+    }
+
+    fn lora_expand(
+        &mut self,
+        h: &Buf,
+        site: &Site,
+        step: &Step,
+        exchange: Exchange,
+        y: &mut Buf,
+    ) -> Result<()> {
+        lora::expand(&self.device, h, site, step, exchange, y)
+    }
+
+    fn sample(
+        &mut self,
+        logits: &Buf,
+        layout: &LogitsLayout,
+        batch: &Batch,
+        first: usize,
+    ) -> Result<Vec<Answer>> {
+        sample::sample(&self.device, &mut self.tokens, logits, layout, (batch, first))
+    }
+}
