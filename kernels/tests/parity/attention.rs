@@ -6,10 +6,10 @@ use contract::step::{Batch, BlockId, Span};
 use contract::tensor::DType;
 use kernels::ops::{CacheShape, Heads, Ops};
 
-use crate::bench::{Bench, Case, DTYPES, Random, poisoned, upload};
+use crate::bench::{Bench, Case, Random, poisoned, upload};
 
 /// Query heads, key heads, width, window; positions in a block.
-const SHAPES: [(usize, usize, usize, Option<usize>, usize); 7] = [
+const SHAPES: [(usize, usize, usize, Option<usize>, usize); 9] = [
     (1, 1, 2, None, 1),
     (8, 2, 8, None, 4),
     (4, 4, 64, None, 16),
@@ -17,39 +17,54 @@ const SHAPES: [(usize, usize, usize, Option<usize>, usize); 7] = [
     (6, 3, 80, Some(9), 16),
     (11, 1, 20, Some(40), 5),
     (9, 3, 128, None, 40),
+    (2, 1, 96, Some(33), 16),
+    (3, 1, 256, Some(70), 8),
 ];
 
 /// Lengths of the sequences of a batch. Every position is a row of some batch.
 const LENGTHS: [usize; 6] = [1, 2, 16, 17, 70, 131];
 
+/// Longer than a backend may care to attend to in one go.
+const LONG: usize = 2300;
+
 pub fn check<O: Ops>(bench: &mut Bench<O>) {
     for (queries, keys_values, dim, window, block_tokens) in SHAPES {
         let heads = Heads { queries, keys_values, dim, scale: 0.4, window };
-        let random = &mut bench.random;
-        let sequences = LENGTHS.map(|length| random.values(length * heads.fused()));
-        for dtype in DTYPES {
-            let name = format!("attention {heads:?}, blocks of {block_tokens}, {dtype}");
-            let whole = Attention {
-                heads,
-                block_tokens,
-                dtype,
-                sequences: sequences.to_vec(),
-                cut: vec![1000],
-                order: bench.random.next(),
-            };
-            let together = bench.agree(&name, dtype, &whole);
-            for cut in [vec![1], vec![3, 20], vec![17, 1, 64]] {
-                let cut = Attention { cut, order: bench.random.next(), ..whole.clone() };
-                let got = cut.run(&mut bench.backend);
-                bench.same(&name, &got, &together);
-            }
-            let mut start = 0;
-            for sequence in &sequences {
-                let alone = Attention { sequences: vec![sequence.clone()], ..whole.clone() };
-                let alone = alone.run(&mut bench.backend);
-                bench.same(&name, &alone, &together[start..][..alone.len()]);
-                start += alone.len();
-            }
+        let cuts = [vec![1], vec![3, 20], vec![17, 1, 64]];
+        compare(bench, (heads, block_tokens), &LENGTHS, &cuts);
+    }
+    let heads = Heads { queries: 2, keys_values: 1, dim: 8, scale: 0.4, window: None };
+    compare(bench, (heads, 16), &[LONG], &[vec![LONG - 3, 1]]);
+}
+
+/// Sequences of some lengths: at once, cut into steps, and each alone.
+fn compare<O: Ops>(
+    bench: &mut Bench<O>,
+    (heads, block_tokens): (Heads, usize),
+    lengths: &[usize],
+    cuts: &[Vec<usize>],
+) {
+    let random = &mut bench.random;
+    let values = lengths.iter().map(|length| random.values(length * heads.fused()));
+    let sequences: Vec<_> = values.collect();
+    let same = bench.promise.same_attention;
+    for dtype in bench.dtypes() {
+        let name = format!("attention {heads:?}, blocks of {block_tokens}, {dtype}");
+        let (cut, order) = (vec![usize::MAX], bench.random.next());
+        let whole =
+            Attention { heads, block_tokens, dtype, sequences: sequences.clone(), cut, order };
+        let together = bench.agree(&name, dtype, &whole);
+        for cut in cuts {
+            let cut = Attention { cut: cut.clone(), order: bench.random.next(), ..whole.clone() };
+            let got = cut.run(&mut bench.backend);
+            bench.alike(&name, dtype, same, (&got, &together));
+        }
+        let mut start = 0;
+        for sequence in &sequences {
+            let alone = Attention { sequences: vec![sequence.clone()], ..whole.clone() };
+            let alone = alone.run(&mut bench.backend);
+            bench.alike(&name, dtype, same, (&alone, &together[start..][..alone.len()]));
+            start += alone.len();
         }
     }
 }
@@ -141,7 +156,7 @@ impl Attention {
     ) -> (Batch, Vec<f32>) {
         let (mut batch, mut qkv) = (Batch::default(), Vec::new());
         for (i, length) in self.lengths().enumerate() {
-            let rows = done(i)..(done(i) + cut).min(length);
+            let rows = done(i)..done(i).saturating_add(cut).min(length);
             if rows.is_empty() {
                 continue;
             }

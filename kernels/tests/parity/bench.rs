@@ -14,9 +14,21 @@ pub trait Case {
     fn run<O: Ops>(&self, ops: &mut O) -> Vec<f32>;
 }
 
+/// How a backend may differ from the reference.
+#[derive(Clone, Copy)]
+pub struct Promise {
+    /// Element type of its activations; unless it is f32, also the only one of its weights.
+    pub activations: DType,
+    /// A row of a product has the same bits alone and in a batch.
+    pub same_products: bool,
+    /// A row of attention has the same bits however its sequence is cut into steps.
+    pub same_attention: bool,
+}
+
 /// A backend, the reference, and a source of inputs.
 pub struct Bench<O> {
     name: String,
+    pub promise: Promise,
     seed: u64,
     reference: Reference,
     pub backend: O,
@@ -24,10 +36,19 @@ pub struct Bench<O> {
 }
 
 impl<O: Ops> Bench<O> {
-    pub fn new(name: &str, reference: Reference, backend: O) -> Self {
+    pub fn new(name: &str, promise: Promise, backend: O) -> Self {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let seed = now.expect("a clock").as_nanos() as u64;
-        Self { name: name.to_owned(), seed, reference, backend, random: Random(seed) }
+        let (name, random) = (name.to_owned(), Random(seed));
+        Self { name, promise, seed, reference: Reference, backend, random }
+    }
+
+    /// The element types that the backend takes weights in.
+    pub fn dtypes(&self) -> Vec<DType> {
+        match self.promise.activations {
+            DType::F32 => DTYPES.to_vec(),
+            only => vec![only],
+        }
     }
 
     /// Runs a case on both and fails unless they agree; returns what the backend made.
@@ -40,11 +61,7 @@ impl<O: Ops> Bench<O> {
     /// Fails unless the backend's `got` is what the reference `want`s, up to the rounding that
     /// `dtype` allows: a backend may round activations to it.
     fn close(&self, what: &str, dtype: DType, got: &[f32], want: &[f32]) {
-        let tolerance = match dtype {
-            DType::F32 => 2e-5,
-            DType::F16 => 4e-3,
-            DType::Bf16 => 3e-2,
-        };
+        let tolerance = tolerance(dtype).max(tolerance(self.promise.activations));
         let Self { name, seed, .. } = self;
         assert_eq!(got.len(), want.len(), "{name}: {what}: length (seed {seed})");
         let squares: f32 = want.iter().map(|want| want * want).sum();
@@ -55,12 +72,25 @@ impl<O: Ops> Bench<O> {
         }
     }
 
+    /// Fails unless both have the same bits, or are close where bits are not promised.
+    pub fn alike(&self, what: &str, dtype: DType, bits: bool, (got, want): (&[f32], &[f32])) {
+        if bits { self.same(what, got, want) } else { self.close(what, dtype, got, want) }
+    }
+
     /// Fails unless both have the same bits.
     pub fn same(&self, what: &str, got: &[f32], want: &[f32]) {
         let Self { name, seed, .. } = self;
         let differs = got.iter().zip(want).position(|(a, b)| a.to_bits() != b.to_bits());
         assert_eq!(got.len(), want.len(), "{name}: {what}: length (seed {seed})");
         assert_eq!(differs, None, "{name}: {what}: first other bits (seed {seed})");
+    }
+}
+
+fn tolerance(dtype: DType) -> f32 {
+    match dtype {
+        DType::F32 => 2e-5,
+        DType::F16 => 4e-3,
+        DType::Bf16 => 3e-2,
     }
 }
 
@@ -95,16 +125,26 @@ impl Random {
     }
 }
 
-/// A buffer that starts with `values`.
+/// Activations that start with `values`.
 pub fn upload<O: Ops>(ops: &mut O, values: &[f32]) -> O::Buf {
-    let mut buf = ops.buf(values.len(), Precision::Full).expect("a buffer");
+    upload_as(ops, values, Precision::Activation)
+}
+
+/// A buffer that starts with `values`.
+pub fn upload_as<O: Ops>(ops: &mut O, values: &[f32], precision: Precision) -> O::Buf {
+    let mut buf = ops.buf(values.len(), precision).expect("a buffer");
     ops.write(values, &mut buf).expect("room");
     buf
 }
 
-/// A buffer of NaN.
+/// Activations of NaN.
 pub fn poisoned<O: Ops>(ops: &mut O, elements: usize) -> O::Buf {
-    upload(ops, &vec![f32::NAN; elements])
+    poisoned_as(ops, elements, Precision::Activation)
+}
+
+/// A buffer of NaN.
+pub fn poisoned_as<O: Ops>(ops: &mut O, elements: usize, precision: Precision) -> O::Buf {
+    upload_as(ops, &vec![f32::NAN; elements], precision)
 }
 
 /// A weight `[rows, cols]` of `values`.

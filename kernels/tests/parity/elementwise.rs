@@ -6,7 +6,7 @@ use contract::step::Batch;
 use contract::tensor::DType;
 use kernels::ops::{HeadNorm, Heads, Ops};
 
-use crate::bench::{Bench, Case, DTYPES, poisoned, upload, weight};
+use crate::bench::{Bench, Case, poisoned, upload, weight};
 
 pub fn check<O: Ops>(bench: &mut Bench<O>) {
     for (rows, width) in [(1, 1), (3, 17), (5, 64), (2, 2048), (40, 1000)] {
@@ -18,7 +18,7 @@ pub fn check<O: Ops>(bench: &mut Bench<O>) {
         bench.agree(&format!("pick_rows {case}"), DType::F32, &Pick(x.clone(), width, picked));
         let wide: Vec<f32> = x.iter().chain(&y).map(|x| x * 60.0).collect();
         bench.agree(&format!("silu_mul {case}"), DType::F32, &SiluMul(wide, width));
-        for dtype in DTYPES {
+        for dtype in bench.dtypes() {
             let norm = Norm { x: x.clone(), weight: y[..width].to_vec(), dtype };
             bench.agree(&format!("rms_norm {case} {dtype}"), dtype, &norm);
             let tokens = (0..20).map(|_| bench.random.below(2 * rows) as u32).collect();

@@ -1,9 +1,9 @@
 //! Products with weights.
 
 use contract::tensor::DType;
-use kernels::ops::{Ops, WeightView};
+use kernels::ops::{Ops, Precision, WeightView};
 
-use crate::bench::{Bench, Case, DTYPES, elements, poisoned, upload, weight};
+use crate::bench::{Bench, Case, elements, poisoned, poisoned_as, upload, weight};
 
 /// Rows, inputs, outputs: single ones, every tile height, ends inside panels, lines and tiles.
 const SHAPES: [(usize, usize, usize); 17] = [
@@ -28,21 +28,23 @@ const SHAPES: [(usize, usize, usize); 17] = [
 
 pub fn check<O: Ops>(bench: &mut Bench<O>) {
     for (i, (rows, input, output)) in SHAPES.into_iter().enumerate() {
-        for dtype in DTYPES {
+        for dtype in bench.dtypes() {
             let x = bench.random.values(rows * input);
             let weight = bench.random.values(output * input);
             let bias = (i % 2 == 0).then(|| bench.random.values(output));
-            let gemm = Gemm { x, input, weight, bias, dtype };
+            let out = if i % 3 == 0 { Precision::Full } else { Precision::Activation };
+            let gemm = Gemm { x, input, weight, bias, dtype, out };
             let name = format!("gemm {rows} x {input} x {output} {dtype}");
             let together = bench.agree(&name, dtype, &gemm);
             for row in [0, rows / 2, rows - 1] {
                 let x = gemm.x[row * input..][..input].to_vec();
                 let alone = Gemm { x, ..gemm.clone() }.run(&mut bench.backend);
-                bench.same(&name, &alone, &together[row * output..][..output]);
+                let row = &together[row * output..][..output];
+                bench.alike(&name, dtype, bench.promise.same_products, (&alone, row));
             }
         }
     }
-    for dtype in DTYPES {
+    for dtype in bench.dtypes() {
         let wide = elements(&bench.random.values(10 * 40), dtype);
         let other = elements(&bench.random.values(5 * 23), DType::F32);
         let x = bench.random.values(2 * 23);
@@ -59,6 +61,8 @@ struct Gemm {
     weight: Vec<f32>,
     bias: Option<Vec<f32>>,
     dtype: DType,
+    /// Of the output: logits are in full.
+    out: Precision,
 }
 
 impl Case for Gemm {
@@ -67,7 +71,7 @@ impl Case for Gemm {
         let x = upload(ops, &self.x);
         let matrix = weight(ops, &self.weight, self.input, self.dtype);
         let bias = self.bias.as_ref().map(|bias| weight(ops, bias, output, self.dtype));
-        let mut out = poisoned(ops, rows * output + 3);
+        let mut out = poisoned_as(ops, rows * output + 3, self.out);
         ops.gemm(&x, &matrix, bias.as_ref(), rows, &mut out).expect("gemm");
         let mut out = ops.read(&out, rows * output + 3).expect("the output");
         let beyond = out.split_off(rows * output);

@@ -7,9 +7,9 @@ use contract::adapter::{Exchange, LocalPair, PairShape, Slot};
 use contract::step::{Batch, Segment};
 use contract::tensor::DType;
 use kernels::lora::{SiteShape, SlotPairs};
-use kernels::ops::Ops;
+use kernels::ops::{Ops, Precision};
 
-use crate::bench::{Bench, Case, DTYPES, Random, poisoned, upload};
+use crate::bench::{Bench, Case, Random, poisoned_as, upload, upload_as};
 
 /// Consecutive rows with one adapter, or none: slot and number of rows.
 type Rows = (Option<u32>, u32);
@@ -54,7 +54,7 @@ pub fn check<O: Ops>(bench: &mut Bench<O>) {
             let rows: u32 = segments.iter().map(|(_, rows)| rows).sum();
             let x = bench.random.values(rows as usize * INPUT);
             let y = bench.random.values(rows as usize * TARGETS.iter().sum::<usize>());
-            for dtype in DTYPES {
+            for dtype in bench.dtypes() {
                 let (slots, segments) = (slots.to_vec(), segments.to_vec());
                 let lora = Lora { slots, segments, x: x.clone(), y: y.clone(), exchange, dtype };
                 let name = format!("lora {mix}, {exchange:?}, {dtype}");
@@ -151,7 +151,7 @@ impl Case for Lora {
         assert_eq!(ops.lora_len(&site, &step, none_such.expect("another")), 0);
 
         let len = ops.lora_len(&site, &step, self.exchange);
-        let (x, mut h) = (upload(ops, &self.x), poisoned(ops, len.max(1)));
+        let (x, mut h) = (upload(ops, &self.x), poisoned_as(ops, len.max(1), Precision::Full));
         ops.lora_shrink(&x, &site, &step, self.exchange, &mut h).expect("lora_shrink");
         let mut h = ops.read(&h, len).expect("the shrunk activations");
         assert!(h.iter().all(|h| h.is_finite()), "every element is written");
@@ -159,7 +159,7 @@ impl Case for Lora {
             let parts = (1..=PARTS).flat_map(|part| h.iter().map(move |h| h / part as f32));
             h = parts.collect();
         }
-        let (h, mut y) = (upload(ops, &h), upload(ops, &self.y));
+        let (h, mut y) = (upload_as(ops, &h, Precision::Full), upload(ops, &self.y));
         ops.lora_expand(&h, &site, &step, self.exchange, &mut y).expect("lora_expand");
         ops.read(&y, self.y.len()).expect("the output")
     }

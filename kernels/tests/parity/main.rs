@@ -17,14 +17,20 @@ mod lora;
 /// Tokens and logprobs from logits.
 mod sample;
 
-use bench::Bench;
+use std::io::Write;
+
+use bench::{Bench, DTYPES, Promise};
+use contract::tensor::DType;
 use kernels::cpu::{Cpu, Isa};
+use kernels::cuda::{self, Cuda};
 use kernels::ops::Ops;
-use kernels::reference::Reference;
+
+/// What the CPU backend promises: every row by itself, to the bit.
+const CPU: Promise = Promise { activations: DType::F32, same_products: true, same_attention: true };
 
 /// Holds one backend to the reference.
-fn check<O: Ops>(name: &str, make: impl Fn() -> O) {
-    let mut bench = Bench::new(name, Reference, make());
+fn check<O: Ops>(name: &str, promise: Promise, backend: O) {
+    let mut bench = Bench::new(name, promise, backend);
     elementwise::check(&mut bench);
     linear::check(&mut bench);
     attention::check(&mut bench);
@@ -35,11 +41,28 @@ fn check<O: Ops>(name: &str, make: impl Fn() -> O) {
 #[test]
 fn cpu_equals_reference_with_every_instruction_set() {
     for isa in Isa::available() {
-        check(&format!("cpu {isa}"), || Cpu::with_isa(1, isa).expect("no thread to start"));
+        check(&format!("cpu {isa}"), CPU, Cpu::with_isa(1, isa).expect("no thread to start"));
     }
 }
 
 #[test]
 fn cpu_equals_reference_with_several_threads() {
-    check("cpu, 3 threads", || Cpu::new(3).expect("3 threads"));
+    check("cpu, 3 threads", CPU, Cpu::new(3).expect("3 threads"));
+}
+
+/// cuBLASLt adds in another order for another number of rows; and tensor cores, which attend to
+/// several rows of 16 bits at once, in another order than what attends to one.
+#[test]
+fn cuda_equals_reference_with_every_element_type() {
+    if let Err(why) = cuda::found() {
+        // Written past the test's capture: a skipped test has to be seen.
+        let _ = writeln!(std::io::stderr(), "skipped cuda: {why}");
+        return;
+    }
+    for activations in DTYPES {
+        let same_attention = activations == DType::F32;
+        let promise = Promise { activations, same_products: false, same_attention };
+        let backend = Cuda::open(0, activations, None).expect("a device");
+        check(&format!("cuda {activations}"), promise, backend);
+    }
 }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use contract::sampling::Sampling;
 use contract::step::{Batch, Choice, Draw, Query};
 use contract::tensor::DType;
-use kernels::ops::{LogitsLayout, Ops};
+use kernels::ops::{LogitsLayout, Ops, Precision};
 
-use crate::bench::{Bench, Case, upload};
+use crate::bench::{Bench, Case, upload_as};
 
 pub fn check<O: Ops>(bench: &mut Bench<O>) {
     for (parts, part_width, vocab) in [(1, 50, 50), (4, 13, 50), (3, 512, 1500)] {
@@ -17,8 +17,10 @@ pub fn check<O: Ops>(bench: &mut Bench<O>) {
         logits.iter_mut().for_each(|logit| *logit *= 8.0);
         let history = (0..30).map(|_| bench.random.below(vocab) as u32).collect();
         let seed = bench.random.next();
-        let sample = Sample { logits, layout, samplings, history, seed };
+        let mut sample = Sample { logits, layout, samplings, history, seed, top_logprobs: None };
         bench.agree(&format!("sample {layout:?}"), DType::F32, &sample);
+        sample.top_logprobs = Some(4);
+        bench.agree(&format!("sample {layout:?}, logprobs"), DType::F32, &sample);
     }
 }
 
@@ -58,6 +60,7 @@ struct Sample {
     samplings: Vec<Sampling>,
     history: Vec<u32>,
     seed: u64,
+    top_logprobs: Option<u32>,
 }
 
 impl Case for Sample {
@@ -72,11 +75,11 @@ impl Case for Sample {
         };
         let drawn = self.samplings.iter().map(|sampling| Choice::Draw(draw(sampling)));
         let choices = drawn.chain([Choice::Given(self.layout.vocab as u32 / 3)]);
-        let query = |choice| Query { row: 0, choice, top_logprobs: Some(4) };
+        let query = |choice| Query { row: 0, choice, top_logprobs: self.top_logprobs };
         let unasked = query(Choice::Given(0));
         let queries = [unasked].into_iter().chain(choices.map(query)).collect();
         let batch = Batch { queries, history: self.history.clone(), ..Batch::default() };
-        let logits = upload(ops, &self.logits);
+        let logits = upload_as(ops, &self.logits, Precision::Full);
         let answers = ops.sample(&logits, &self.layout, &batch, 1).expect("answers");
         let flat = answers.iter().flat_map(|answer| {
             let top = answer.top.iter().flat_map(|(token, logprob)| [*token as f32, *logprob]);
