@@ -49,7 +49,7 @@ where
 {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let served = runtime.block_on(async {
-        let (listener, address) = listen(survey.settings.server.listen).await?;
+        let (listener, address) = listen(survey.settings.server.listen)?;
         tracing::info!("listening on http://{address}");
         let app = Arc::new(app(&survey));
         let (stop, stopped) = oneshot::channel();
@@ -82,8 +82,8 @@ fn app(survey: &Survey) -> App {
     App::new(server, policy, name)
 }
 
-async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Failure> {
-    let listener = TcpListener::bind(address).await;
+fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Failure> {
+    let listener = gateway::listen(address);
     let listener = listener.map_err(|source| Failure::Listen { address, source })?;
     let address = listener.local_addr()?;
     Ok((listener, address))

@@ -23,4 +23,4 @@ mod tests;
 extern crate self as gateway;
 mod tokenize;
 
-pub use crate::serve::serve;
+pub use crate::serve::{listen, serve};

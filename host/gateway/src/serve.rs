@@ -1,6 +1,8 @@
 //! The accept loop: bounded connections, patience with slow ones, and a graceful end.
 
 use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +12,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -21,12 +23,26 @@ use crate::routes;
 
 /// Connections at once; more wait in the system's backlog.
 const CONNECTIONS_MAX: usize = 8192;
+/// Connections that wait to be accepted, where the system allows as many.
+const PENDING_MAX: u32 = 4096;
 /// How long a connection may take to send the head of a request, idle time included.
 const HEAD_READ_MAX: Duration = Duration::from_secs(75);
 /// How long a connection may take nothing of what is written to it.
 const WRITE_STALL_MAX: Duration = Duration::from_secs(60);
 /// Pause after the system refused a connection, for want of file descriptors mostly.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Listens with room for a burst: beyond the usual 128 pending connections, clients would wait a
+/// second before they try again.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(PENDING_MAX)
+}
 
 /// Serves `app` until `shutdown` resolves. Then new requests get 503, running ones have the
 /// configured time to end, and what is left after it is cut.

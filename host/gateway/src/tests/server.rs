@@ -12,7 +12,6 @@ use engine::handle::Engine;
 use engine::metrics::Metrics;
 use gateway::app::{App, Replica};
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
@@ -74,7 +73,7 @@ impl Server {
 
     /// A server.
     pub async fn with(options: Options) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = gateway::listen(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
         let address = listener.local_addr().unwrap();
         let settings = Settings {
             listen: address,
