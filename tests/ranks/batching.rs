@@ -1,12 +1,14 @@
 //! A row depends on its own sequence alone: not on its batch, its chunks or its block table.
 
 use adapters::cut::PlainSharding;
+use config::settings::Model;
 use contract::adapter::Slot;
 use contract::step::Executor;
+use contract::tensor::DType;
 use ranks::group::Group;
 
 use super::feed::{Feed, logprobs};
-use super::fixture::Fixture;
+use super::fixture::{Fixture, parallel};
 
 /// Neighbours of different kinds and lora ranks, and the base between them.
 const SLOTS: [Option<&str>; 7] = [
@@ -27,8 +29,10 @@ const STEPS: [[usize; 7]; 4] = [
     [17, 17, 17, 17, 17, 17, 17],
 ];
 
-fn start(fixture: &Fixture, ranks: usize, sharding: PlainSharding) -> Group {
-    let mut group = fixture.group(ranks);
+/// A group with an adapter in every slot of [`SLOTS`].
+fn start(fixture: &Fixture, ranks: usize, sharding: PlainSharding, dtype: DType) -> Group {
+    let model = Model { dtype: Some(dtype), ..fixture.model(fixture.base()) };
+    let mut group = fixture.start(&model, &parallel(ranks)).unwrap();
     for (slot, name) in SLOTS.iter().enumerate() {
         if let Some(name) = name {
             let generation = fixture.generation(name, ranks, sharding);
@@ -48,11 +52,11 @@ fn feeds(prompts: &[Vec<u32>]) -> Vec<Feed<'_>> {
     SLOTS.iter().enumerate().map(feed).collect()
 }
 
-fn assert_alone_equals_mixed(ranks: usize, sharding: PlainSharding) {
+fn assert_alone_equals_mixed(ranks: usize, sharding: PlainSharding, dtype: DType) {
     let fixture = Fixture::open("llama");
     let prompts = fixture.prompts();
     let feeds = feeds(&prompts);
-    let mut group = start(&fixture, ranks, sharding);
+    let mut group = start(&fixture, ranks, sharding, dtype);
     let mut alone = |feed: &Feed<'_>| {
         let elsewhere = Feed { blocks: vec![1, 2], ..feed.clone() };
         logprobs(&mut group, &[elsewhere]).remove(0)
@@ -71,21 +75,23 @@ fn assert_alone_equals_mixed(ranks: usize, sharding: PlainSharding) {
         from = to;
     }
     for (index, (found, expected)) in found.iter().zip(&expected).enumerate() {
-        assert!(found == expected, "sequence {index} on {ranks} ranks differs in the batch");
+        assert!(found == expected, "sequence {index} on {ranks} ranks in {dtype} differs");
     }
 }
 
 #[test]
 fn a_row_is_the_same_to_the_bit_alone_and_in_any_batch() {
     for ranks in [1, 2, 4, 8] {
-        assert_alone_equals_mixed(ranks, PlainSharding::Replicated);
+        for dtype in [DType::F32, DType::Bf16, DType::F16] {
+            assert_alone_equals_mixed(ranks, PlainSharding::Replicated, dtype);
+        }
     }
 }
 
 #[test]
 fn a_row_is_the_same_to_the_bit_when_fully_sharded() {
     for ranks in [2, 8] {
-        assert_alone_equals_mixed(ranks, PlainSharding::FullySharded);
+        assert_alone_equals_mixed(ranks, PlainSharding::FullySharded, DType::Bf16);
     }
 }
 
@@ -93,7 +99,7 @@ fn a_row_is_the_same_to_the_bit_when_fully_sharded() {
 fn a_slot_forgets_what_it_held() {
     let fixture = Fixture::open("llama");
     let prompts = fixture.prompts();
-    let mut group = start(&fixture, 2, PlainSharding::Replicated);
+    let mut group = start(&fixture, 2, PlainSharding::Replicated, DType::F32);
     let in_slot = |slot| [Feed::new(&prompts[0], 1, slot)];
     let (base, plain) =
         (logprobs(&mut group, &in_slot(None)), logprobs(&mut group, &in_slot(Some(1))));
