@@ -6,6 +6,7 @@
 //! sequence on top.
 
 use std::path::Path;
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -30,6 +31,8 @@ const ADAPTERS: [&str; 4] = ["bd2", "bd4", "plain", "one-layer"];
 /// Ranks that do nothing but note how long the engine took between two full steps.
 struct Instantly {
     sequences: usize,
+    /// The first step waits until all sequences are submitted.
+    begin: Receiver<()>,
     done: Option<Instant>,
     between: Arc<Mutex<Vec<f64>>>,
 }
@@ -41,6 +44,8 @@ impl Executor for Instantly {
             let elapsed = done.elapsed().as_secs_f64() * 1e6;
             self.between.lock().expect("nobody panics with it").push(elapsed);
         }
+        // Nobody sends: it returns when the sender is dropped, and at once from then on.
+        let _ = self.begin.recv();
         let answers = batch.queries.iter().map(answer).collect();
         drop(batch);
         self.done = decodes.then(Instant::now);
@@ -96,11 +101,13 @@ fn main() {
 
 fn measure(sequences: usize, way: Way) -> Vec<f64> {
     let between = Arc::new(Mutex::new(Vec::new()));
-    let executor = Instantly { sequences, done: None, between: Arc::clone(&between) };
+    let (submitted, begin) = channel();
+    let executor = Instantly { sequences, begin, done: None, between: Arc::clone(&between) };
     let engine = start(Box::new(executor), sequences);
     let requests = (0..sequences).map(|at| request(at, way, &engine));
     let tickets: Vec<Ticket> =
         requests.map(|request| engine.submit(request).expect("it is accepted")).collect();
+    drop(submitted);
     let workers = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build();
     let runtime = workers.expect("a runtime");
     if way == Way::Streamed {

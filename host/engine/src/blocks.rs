@@ -131,8 +131,8 @@ mod tests {
         let mut pool = Pool::new(4);
         let blocks: Vec<_> = (0..4).map(|_| pool.take().unwrap()).collect();
         assert_eq!(pool.take(), None);
-        [0, 1, 2].map(|at| pool.name(blocks[at], name(at as u32)));
-        [2, 0, 3, 1].map(|at| pool.release(blocks[at]));
+        (0..3).for_each(|at| pool.name(blocks[at], name(at as u32)));
+        [2, 0, 3, 1].into_iter().for_each(|at| pool.release(blocks[at]));
         let taken: Vec<_> = (0..4).map(|_| pool.take().unwrap()).collect();
         assert_eq!(taken, [3, 2, 0, 1].map(|at| blocks[at]));
     }

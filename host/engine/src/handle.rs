@@ -138,9 +138,9 @@ impl Engine {
         }
         let shared = Arc::new(Shared::default());
         let queue_max = parts.settings.queue_max;
-        // Every place in the queue, every load and the stop have room: only wake-ups can be lost,
-        // and they are not needed where commands wait.
-        let (commands, receiver) = sync_channel(queue_max + LOADS_MAX + 1);
+        // Room for every place in the queue, every load, the stop, and wake-ups: one is sent when
+        // the engine has seen the one before, so two at most.
+        let (commands, receiver) = sync_channel(queue_max + LOADS_MAX + 3);
         let inner = Inner {
             commands: commands.clone(),
             thread: Mutex::default(),
@@ -319,9 +319,10 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.reader.abandon();
-        self.shared.cancelled.store(true, Ordering::Release);
-        // A full channel wakes the engine as well; one without a receiver needs none.
-        let _ = self.commands.try_send(Command::Wake);
+        let open = self.reader.abandon();
+        if open && !self.shared.cancelled.swap(true, Ordering::AcqRel) {
+            // An engine that is gone needs no waking.
+            let _ = self.commands.try_send(Command::Wake);
+        }
     }
 }

@@ -106,9 +106,10 @@ impl Reader {
         poll_fn(|context| self.poll(context)).await
     }
 
-    /// Tells the engine that nobody reads any more.
-    pub fn abandon(&self) {
+    /// Tells the engine that nobody reads any more. False if all was read anyway.
+    pub fn abandon(&self) -> bool {
         self.mailbox.abandoned.store(true, Ordering::Release);
+        !self.mailbox.lock().over
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Progress>> {

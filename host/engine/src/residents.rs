@@ -132,6 +132,7 @@ impl Slots for Leases<'_> {
                 Leasing::Granted(lease)
             }
             Err(Fault::Refused(reason)) => {
+                tracing::warn!(adapter = %entry.name, reason, "the ranks refused an adapter");
                 residents.residency.vacate(lease);
                 Leasing::Refused(format!("adapter `{}` got no slot: {reason}", entry.name))
             }

@@ -115,7 +115,7 @@ impl Stream {
     /// Ends it.
     pub fn finish(&mut self, finish: Finish, settling: &mut Settling) {
         settling.metrics.finished.get_or_create(&finish_label(&finish)).inc();
-        let elapsed = settling.now.duration_since(self.times.submitted);
+        let elapsed = self.times.submitted.elapsed();
         settling.metrics.request_seconds.observe(elapsed.as_secs_f64());
         settling.metrics.request_prompt_tokens.observe(self.prompt_tokens as f64);
         settling.metrics.request_generation_tokens.observe(f64::from(self.drawn));

@@ -96,12 +96,11 @@ impl Text {
     pub fn open(folder: &Path) -> Result<Self, TextError> {
         let folder = Folder::read(folder)?;
         let tokenizer = folder.tokenizer()?;
-        let special = folder.special_tokens();
         Ok(Self {
             pieces: Pieces::of(&tokenizer),
             template: folder.template()?,
             end_tokens: folder.end_tokens(&tokenizer),
-            bos: special.get("bos_token").and_then(|bos| tokenizer.token_to_id(bos.as_str()?)),
+            bos: folder.bos(&tokenizer),
             default_sampling: folder.default_sampling(),
             tokenizer,
         })
@@ -114,7 +113,8 @@ impl Text {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// Text of a whole sequence of tokens; unknown tokens have none.
+    /// Text of a whole sequence of tokens; unknown tokens have none, and so has a sequence that the
+    /// decoder refuses.
     pub fn decode(&self, tokens: &[u32], skip_special: bool) -> String {
         self.tokenizer.decode(tokens, skip_special).unwrap_or_default()
     }

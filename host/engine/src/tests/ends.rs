@@ -15,8 +15,10 @@ fn failing(step: usize, fault: Fault) -> Setup {
 async fn when_the_ranks_die_every_sequence_fails_and_later_ones_are_refused() {
     let fault = Fault::Dead { rank: 1, message: "out of memory".into() };
     let setup = Setup { sequences_max: 1, ..failing(3, fault) };
+    let (setup, turnstile) = setup.with_turnstile();
     let (engine, metrics) = setup.start_with_metrics();
     let tickets: Vec<_> = (0..3).map(|_| engine.submit(request("x", 40)).unwrap()).collect();
+    drop(turnstile);
     for ticket in tickets {
         let finish = read(ticket).await.finish;
         assert_eq!(finish, Finish::Failed("rank 1 failed: out of memory".into()));

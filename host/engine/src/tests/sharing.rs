@@ -145,3 +145,23 @@ async fn a_thousand_readers_at_once_get_their_own_text() {
     let distinct: std::collections::HashSet<_> = told.iter().collect();
     assert_eq!(distinct.len(), 50);
 }
+
+#[tokio::test]
+async fn cancelling_many_during_a_step_leaves_room_for_others() {
+    let (setup, turnstile) = Setup { queue_max: 8, ..Setup::default() }.with_turnstile();
+    let engine = setup.start();
+    let mut open = Vec::new();
+    for _ in 0..10 {
+        open.push(engine.submit(request("x", 100)).unwrap());
+        eventually("it runs", || {
+            let _ = turnstile.send(());
+            engine.load().waiting == 0
+        });
+    }
+    drop(open);
+    for _ in 0..8 {
+        drop(engine.submit(request("y", 1)).expect("the queue is empty"));
+    }
+    drop(turnstile);
+    engine.idle().await;
+}

@@ -66,6 +66,13 @@ impl Folder {
             .collect()
     }
 
+    /// The token that begins a sequence.
+    pub fn bos(&self, tokenizer: &Tokenizer) -> Option<u32> {
+        let named = token_text(&self.tokenizer_config["bos_token"]);
+        let named = named.and_then(|text| tokenizer.token_to_id(text));
+        named.or_else(|| u32::try_from(self.config["bos_token_id"].as_u64()?).ok())
+    }
+
     /// Every end of sequence that any of the three files names.
     pub fn end_tokens(&self, tokenizer: &Tokenizer) -> Vec<u32> {
         let ids = [&self.generation_config, &self.config]

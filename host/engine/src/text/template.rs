@@ -1,9 +1,9 @@
 //! Chat templates: Hugging Face's dialect of Jinja on minijinja.
 //!
-//! Four things differ from plain minijinja: Python's methods on values, `tojson` as Python's
+//! Five things differ from plain minijinja: Python's methods on values, `tojson` as Python's
 //! `json.dumps` writes it (minijinja's escapes `<>&'` and leaves out spaces), the functions
-//! `raise_exception` and `strftime_now`, and the `{% generation %}` block, which marks text for
-//! training and means nothing here.
+//! `raise_exception` and `strftime_now`, the `{% generation %}` block, which marks text for
+//! training and means nothing here, and strings that go on after a backslash at the end of a line.
 
 use minijinja::value::{Kwargs, Rest};
 use minijinja::{Environment, Error, ErrorKind, Value};
@@ -30,7 +30,7 @@ impl Template {
         special_tokens: Map<String, serde_json::Value>,
     ) -> Result<Self, TextError> {
         let mut environment = dialect();
-        let source = without_generation_blocks(source);
+        let source = translate(source);
         environment.add_template_owned(NAME, source).map_err(refused)?;
         Ok(Self { environment, special_tokens })
     }
@@ -40,9 +40,7 @@ impl Template {
         let variables = self.variables(prompt);
         let rendered = match &prompt.chat_template {
             None => self.environment.get_template(NAME).and_then(|it| it.render(variables)),
-            Some(source) => {
-                self.environment.render_str(&without_generation_blocks(source), variables)
-            }
+            Some(source) => self.environment.render_str(&translate(source), variables),
         };
         let rendered = rendered.map_err(refused)?;
         if prompt.continue_final_message { reopen(rendered, prompt) } else { Ok(rendered) }
@@ -70,23 +68,29 @@ fn dialect() -> Environment<'static> {
     environment
 }
 
-/// The block becomes one that is always taken, so that whitespace around its tags is still trimmed
-/// as the author saw it.
-fn without_generation_blocks(source: &str) -> String {
+/// Writes a template for minijinja: tags change, the text between them stays.
+fn translate(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
-    while let Some(open) = rest.find("{%") {
-        let Some(length) = rest[open..].find("%}") else { break };
-        let (before, tag) = (&rest[..open], &rest[open..open + length]);
-        out.push_str(before);
-        match tag[2..].trim_matches(['-', '+', ' ', '\n']) {
-            "generation" => out.push_str(&tag.replace("generation", "if true")),
-            "endgeneration" => out.push_str(&tag.replace("endgeneration", "endif")),
-            _ => out.push_str(tag),
-        }
+    while let Some(open) = rest.find("{%").into_iter().chain(rest.find("{{")).min() {
+        let close = if rest[open..].starts_with("{%") { "%}" } else { "}}" };
+        let Some(length) = rest[open..].find(close) else { break };
+        let (text, tag) = (&rest[..open], &rest[open..open + length]);
+        out.push_str(text);
+        out.push_str(&translate_tag(tag));
         rest = &rest[open + length..];
     }
     out + rest
+}
+
+fn translate_tag(tag: &str) -> String {
+    // A block that is always taken, so that whitespace around its tags is still trimmed as the
+    // author saw it.
+    match tag[2..].trim_matches(['-', '+', ' ', '\n']) {
+        "generation" => tag.replace("generation", "if true"),
+        "endgeneration" => tag.replace("endgeneration", "endif"),
+        _ => tag.replace("\\\n", ""),
+    }
 }
 
 /// Cuts what the template wrote after the last message, as transformers does: templates that trim

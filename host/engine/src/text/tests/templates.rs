@@ -62,6 +62,12 @@ fn generation_blocks_are_transparent() {
 }
 
 #[test]
+fn strings_go_on_after_a_backslash_at_the_end_of_a_line() {
+    let template = "{%- set a = \"one, \\\ntwo\" %}{{ a + \", \\\nthree\" }} \\\nfour";
+    assert_eq!(render(template, &ChatPrompt::default()).unwrap(), "one, two, three \\\nfour");
+}
+
+#[test]
 fn python_methods_loop_controls_and_dates_are_there() {
     let template = "{% for m in messages[::-1] %}{% if loop.index > 1 %}{% break %}{% endif %}\
         {{ m.content.split('-')[0] }}{{ m.get('x', 'none') }}{% endfor %}\
