@@ -29,11 +29,11 @@ impl<O: Ops> Attention<O> {
     pub fn load(loader: &mut Loader<'_, O>, layer: usize) -> Result<Self> {
         let heads = heads(loader);
         let cache = CacheShape {
-            blocks: loader.plan.blocks,
-            block_tokens: loader.plan.block_tokens,
+            blocks: loader.blueprint.blocks,
+            block_tokens: loader.blueprint.block_tokens,
             heads: heads.keys_values,
             dim: heads.dim,
-            dtype: loader.plan.dtype,
+            dtype: loader.blueprint.dtype,
         };
         Ok(Self {
             qkv: ColumnLinear::load(loader, layer, &[Projection::Q, Projection::K, Projection::V])?,
@@ -65,7 +65,7 @@ impl<O: Ops> Attention<O> {
 
 impl<O: Ops> HeadNormWeights<O> {
     fn load(loader: &mut Loader<'_, O>, layer: usize) -> Result<Option<Self>> {
-        let config = loader.plan.config;
+        let config = loader.blueprint.config;
         if !config.head_norm {
             return Ok(None);
         }
@@ -78,7 +78,7 @@ impl<O: Ops> HeadNormWeights<O> {
 }
 
 fn heads<O: Ops>(loader: &Loader<'_, O>) -> Heads {
-    let config = loader.plan.config;
+    let config = loader.blueprint.config;
     let dim = config.shape.head_dim;
     Heads {
         queries: config.shape.heads / loader.ranks,

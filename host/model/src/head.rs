@@ -29,8 +29,8 @@ pub struct Head<O: Ops> {
 
 impl<O: Ops> Head<O> {
     pub fn load(loader: &mut Loader<'_, O>, width: usize) -> Result<Self> {
-        let (config, ranks) = (loader.plan.config, loader.ranks);
-        let chunk_rows = CHUNK_ROWS.min(loader.plan.rows_max);
+        let (config, ranks) = (loader.blueprint.config, loader.ranks);
+        let chunk_rows = CHUNK_ROWS.min(loader.blueprint.rows_max);
         let part = chunk_rows * width;
         Ok(Self {
             norm: loader.norm(&config.final_norm())?,

@@ -23,7 +23,7 @@ pub struct Layer<O: Ops> {
 
 impl<O: Ops> Layer<O> {
     pub fn load(loader: &mut Loader<'_, O>, layer: usize) -> Result<Self> {
-        let config = loader.plan.config;
+        let config = loader.blueprint.config;
         Ok(Self {
             attention_norm: loader.norm(&config.norm(layer, Norm::Attention))?,
             attention: Attention::load(loader, layer)?,

@@ -65,7 +65,7 @@ impl<O: Ops> RowLinear<O> {
         projection: &'static [Projection; 1],
     ) -> Result<Self> {
         debug_assert!(projection[0].parallel() == Parallel::Row);
-        let (_, output) = loader.plan.config.shape.features(projection[0]);
+        let (_, output) = loader.blueprint.config.shape.features(projection[0]);
         Ok(Self {
             weight: loader.linear(layer, projection)?,
             bias: if loader.rank == 0 { loader.bias(layer, projection)? } else { None },

@@ -17,13 +17,13 @@ pub struct Loader<'a, O: Ops> {
     pub ops: &'a mut O,
     pub rank: usize,
     pub ranks: usize,
-    pub plan: Blueprint<'a>,
+    pub blueprint: Blueprint<'a>,
 }
 
 impl<O: Ops> Loader<'_, O> {
     /// This rank's shards of some projections, one below the other in one matrix.
     pub fn linear(&mut self, layer: usize, projections: &[Projection]) -> Result<O::Weight> {
-        let Blueprint { config, weights, dtype, .. } = self.plan;
+        let Blueprint { config, weights, dtype, .. } = self.blueprint;
         let tensors: Vec<_> = projections.iter().map(|p| config.weight(layer, *p)).collect();
         let part = |(tensor, projection): (&Tensor, &Projection)| {
             let shard = config.shape.shard(*projection, self.rank, self.ranks);
@@ -38,7 +38,7 @@ impl<O: Ops> Loader<'_, O> {
 
     /// This rank's biases of some projections, side by side in one vector.
     pub fn bias(&mut self, layer: usize, projections: &[Projection]) -> Result<Option<O::Weight>> {
-        let Blueprint { config, weights, .. } = self.plan;
+        let Blueprint { config, weights, .. } = self.blueprint;
         let (mut bytes, mut dtype) = (Vec::new(), DType::F32);
         for projection in projections {
             let Some(tensor) = config.bias(layer, *projection) else { return Ok(None) };
@@ -53,7 +53,7 @@ impl<O: Ops> Loader<'_, O> {
 
     /// A normalisation's weights, whole on every rank.
     pub fn norm(&mut self, tensor: &Tensor) -> Result<O::Weight> {
-        let part = self.plan.weights.part(tensor, 0..1, 0..tensor.cols())?;
+        let part = self.blueprint.weights.part(tensor, 0..1, 0..tensor.cols())?;
         let weight = self.ops.weight(&[part.view()], DType::F32)?;
         self.advance(slice::from_ref(tensor));
         Ok(weight)
@@ -63,10 +63,10 @@ impl<O: Ops> Loader<'_, O> {
     /// not divide.
     pub fn vocabulary(&mut self, tensor: &Tensor, cut: &VocabularyCut) -> Result<O::Weight> {
         let cols = tensor.cols();
-        let part = self.plan.weights.part(tensor, cut.tokens.clone(), 0..cols)?;
+        let part = self.blueprint.weights.part(tensor, cut.tokens.clone(), 0..cols)?;
         let rows = cut.width - cut.tokens.len();
         let padding = WeightView { rows, bytes: &[], ..part.view() };
-        let weight = self.ops.weight(&[part.view(), padding], self.plan.dtype)?;
+        let weight = self.ops.weight(&[part.view(), padding], self.blueprint.dtype)?;
         self.advance(slice::from_ref(tensor));
         Ok(weight)
     }
@@ -81,7 +81,7 @@ impl<O: Ops> Loader<'_, O> {
     /// Every rank reads its share of a tensor, so it reports its share.
     fn advance(&self, tensors: &[Tensor]) {
         let elements: usize = tensors.iter().map(Tensor::elements).sum();
-        let bytes = elements * self.plan.dtype.bytes() / self.ranks;
-        self.plan.progress.advance(bytes as u64);
+        let bytes = elements * self.blueprint.dtype.bytes() / self.ranks;
+        self.blueprint.progress.advance(bytes as u64);
     }
 }

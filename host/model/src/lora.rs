@@ -1,7 +1,7 @@
 //! A site where adapters add to linear layers: shrink, exchange where a pair needs it, expand.
 
 use collective::comm::Comm;
-use contract::adapter::{Exchange, LayerPairs, LocalPair, Slot};
+use contract::adapter::{Exchange, LayerPairs, LocalPair, PairShape, Slot};
 use contract::base::Projection;
 use contract::counts::Purpose;
 use kernels::lora::{SiteShape, SlotPairs};
@@ -20,14 +20,14 @@ pub struct LoraSite<O: Ops> {
 impl<O: Ops> LoraSite<O> {
     /// An empty site beside the fused weight of `projections`.
     pub fn new(loader: &mut Loader<'_, O>, projections: &'static [Projection]) -> Result<Self> {
-        let shape = loader.plan.config.shape;
+        let shape = loader.blueprint.config.shape;
         let shard = |projection| shape.shard(projection, loader.rank, loader.ranks);
         let shape = SiteShape {
             input: shard(projections[0]).input.len(),
             targets: projections.iter().map(|projection| shard(*projection).output.len()).collect(),
-            slots: loader.plan.slots_max,
+            slots: loader.blueprint.slots_max,
         };
-        let site = loader.ops.site(shape, loader.plan.dtype)?;
+        let site = loader.ops.site(shape, loader.blueprint.dtype)?;
         Ok(Self { site, projections })
     }
 
@@ -42,9 +42,17 @@ impl<O: Ops> LoraSite<O> {
         ops.site_unload(&mut self.site, slot);
     }
 
-    /// Lora rank that a row shrinks to at this site, over all its projections.
-    pub fn shrink_rank(&self, layer: &LayerPairs) -> usize {
-        self.pairs(layer).flatten().map(|pair| pair.shape.shrink_rank).sum()
+    /// What a row shrinks to at this site, over all its projections.
+    pub fn widths(&self, layer: &LayerPairs) -> ShrunkWidths {
+        let mut widths = ShrunkWidths::default();
+        for PairShape { shrink_rank, exchange, .. } in self.pairs(layer).flatten().map(|p| &p.shape)
+        {
+            widths.own += shrink_rank;
+            if *exchange == Exchange::Gather {
+                widths.gathered += shrink_rank;
+            }
+        }
+        widths
     }
 
     fn pairs<'a>(&self, layer: &'a LayerPairs) -> impl Iterator<Item = Option<&'a LocalPair>> {
@@ -84,26 +92,38 @@ impl<O: Ops> LoraSite<O> {
     }
 }
 
+/// Lora ranks of one row at one site, on one rank of the group.
+#[derive(Clone, Copy, Default)]
+pub struct ShrunkWidths {
+    own: usize,
+    /// Those that all ranks gather.
+    gathered: usize,
+}
+
 /// Room for shrunk activations. It grows when an adapter is loaded, never during a pass.
 pub struct Shrunk<O: Ops> {
     own: O::Buf,
     /// Those of all ranks, one after the other.
     gathered: O::Buf,
-    elements: usize,
+    widths: ShrunkWidths,
+    rows_max: usize,
 }
 
 impl<O: Ops> Shrunk<O> {
-    pub fn new(ops: &mut O) -> Result<Self> {
+    pub fn new(ops: &mut O, rows_max: usize) -> Result<Self> {
         let (own, gathered) = (ops.buf(0, Precision::Full)?, ops.buf(0, Precision::Full)?);
-        Ok(Self { own, gathered, elements: 0 })
+        Ok(Self { own, gathered, widths: ShrunkWidths::default(), rows_max })
     }
 
-    /// Makes room for `elements` on each of `ranks`.
-    pub fn reserve(&mut self, ops: &mut O, elements: usize, ranks: usize) -> Result<()> {
-        if elements > self.elements {
-            self.own = ops.buf(elements, Precision::Full)?;
-            self.gathered = ops.buf(elements * ranks, Precision::Full)?;
-            self.elements = elements;
+    /// Makes room for rows of such widths.
+    pub fn reserve(&mut self, ops: &mut O, widths: ShrunkWidths, ranks: usize) -> Result<()> {
+        if widths.own > self.widths.own {
+            self.own = ops.buf(self.rows_max * widths.own, Precision::Full)?;
+            self.widths.own = widths.own;
+        }
+        if widths.gathered > self.widths.gathered {
+            self.gathered = ops.buf(self.rows_max * widths.gathered * ranks, Precision::Full)?;
+            self.widths.gathered = widths.gathered;
         }
         Ok(())
     }

@@ -22,7 +22,7 @@ impl<O: Ops> Mlp<O> {
         Ok(Self {
             gate_up: ColumnLinear::load(loader, layer, &[Projection::Gate, Projection::Up])?,
             down: RowLinear::load(loader, layer, &[Projection::Down])?,
-            width: loader.plan.config.shape.intermediate / loader.ranks,
+            width: loader.blueprint.config.shape.intermediate / loader.ranks,
         })
     }
 

@@ -28,24 +28,22 @@ pub struct Rank<O: Ops, C: Comm<O::Buf>> {
     rope: O::Weight,
     activations: Activations<O>,
     shrunk: Shrunk<O>,
-    rows_max: usize,
 }
 
 impl<O: Ops, C: Comm<O::Buf>> Rank<O, C> {
     /// Loads this rank's part of the model.
-    pub fn build(mut ops: O, comm: C, plan: Blueprint<'_>) -> Result<Self> {
+    pub fn build(mut ops: O, comm: C, blueprint: Blueprint<'_>) -> Result<Self> {
         let (rank, ranks) = (comm.rank(), comm.ranks());
-        let mut loader = Loader { ops: &mut ops, rank, ranks, plan };
+        let mut loader = Loader { ops: &mut ops, rank, ranks, blueprint };
         let vocabulary = Vocabulary::load(&mut loader)?;
-        let layers = 0..plan.config.shape.layers;
+        let layers = 0..blueprint.config.shape.layers;
         let layers = layers.map(|layer| Layer::load(&mut loader, layer)).collect::<Result<_>>()?;
         let head = Head::load(&mut loader, vocabulary.cut.width)?;
-        let rope = rope_table(&mut ops, plan)?;
-        let widths = widths(plan.config, rank, ranks);
-        let activations = Activations::new(&mut ops, plan.rows_max, widths)?;
-        let shrunk = Shrunk::new(&mut ops)?;
-        let rows_max = plan.rows_max;
-        Ok(Self { ops, comm, vocabulary, layers, head, rope, activations, shrunk, rows_max })
+        let rope = rope_table(&mut ops, blueprint)?;
+        let widths = widths(blueprint.config, rank, ranks);
+        let activations = Activations::new(&mut ops, blueprint.rows_max, widths)?;
+        let shrunk = Shrunk::new(&mut ops, blueprint.rows_max)?;
+        Ok(Self { ops, comm, vocabulary, layers, head, rope, activations, shrunk })
     }
 
     /// Computes one step. The first rank returns the answers, the others none.
@@ -80,14 +78,13 @@ impl<O: Ops, C: Comm<O::Buf>> Rank<O, C> {
     fn try_load(&mut self, slot: Slot, generation: &Generation) -> Result<()> {
         let (rank, ranks) = (self.comm.rank(), self.comm.ranks());
         fits(generation, ranks, self.layers.len())?;
-        let mut shrink_rank_max = 0;
         for (layer, pairs) in self.layers.iter_mut().zip(&generation.ranks[rank]) {
             for site in layer.sites() {
-                shrink_rank_max = site.shrink_rank(pairs).max(shrink_rank_max);
+                self.shrunk.reserve(&mut self.ops, site.widths(pairs), ranks)?;
                 site.load(&mut self.ops, slot, pairs)?;
             }
         }
-        self.shrunk.reserve(&mut self.ops, self.rows_max * shrink_rank_max, ranks)
+        Ok(())
     }
 
     /// Empties `slot`.
@@ -120,10 +117,10 @@ fn widths(config: &ModelConfig, rank: usize, ranks: usize) -> Widths {
     }
 }
 
-fn rope_table<O: Ops>(ops: &mut O, plan: Blueprint<'_>) -> Result<O::Weight> {
-    let dim = plan.config.shape.head_dim;
-    let table = plan.config.rope.table(dim, plan.positions_max);
+fn rope_table<O: Ops>(ops: &mut O, blueprint: Blueprint<'_>) -> Result<O::Weight> {
+    let dim = blueprint.config.shape.head_dim;
+    let table = blueprint.config.rope.table(dim, blueprint.positions_max);
     let bytes: Vec<u8> = table.iter().flat_map(|value| value.to_le_bytes()).collect();
-    let (rows, dtype) = (plan.positions_max, DType::F32);
+    let (rows, dtype) = (blueprint.positions_max, DType::F32);
     Ok(ops.weight(&[WeightView { dtype, rows, cols: dim, stride: dim, bytes: &bytes }], dtype)?)
 }

@@ -38,7 +38,7 @@ pub struct Vocabulary<O: Ops> {
 
 impl<O: Ops> Vocabulary<O> {
     pub fn load(loader: &mut Loader<'_, O>) -> Result<Self> {
-        let config = loader.plan.config;
+        let config = loader.blueprint.config;
         let cut = VocabularyCut::new(config.shape.vocab, loader.rank, loader.ranks);
         let embedding = loader.vocabulary(&config.embedding(), &cut)?;
         let head = if config.tied { None } else { Some(loader.vocabulary(&config.head(), &cut)?) };

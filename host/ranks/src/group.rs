@@ -84,11 +84,6 @@ impl Group {
         self.limits
     }
 
-    /// Blocks of the KV cache.
-    pub fn blocks(&self) -> usize {
-        self.limits.blocks
-    }
-
     /// Collectives so far.
     pub fn counts(&self) -> &Arc<CollectiveCounts> {
         &self.counts
