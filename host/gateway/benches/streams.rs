@@ -59,6 +59,7 @@ async fn run(streams: usize) {
         at(0.5),
         at(0.99),
     );
+    assert_eq!(first.len(), streams, "streams that broke");
 }
 
 /// The time to the first bytes of a stream that arrived whole.

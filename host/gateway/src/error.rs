@@ -29,7 +29,7 @@ pub enum ApiError {
     #[error("the body must be a JSON object: {0}")]
     Json(String),
     /// The body is something else than JSON.
-    #[error("the content type is `{0}`; it must be application/json")]
+    #[error("the content type is `{0}`; send the header `Content-Type: application/json`")]
     ContentType(String),
     /// The body is too large.
     #[error("the body is larger than this server's limit of {limit} bytes")]

@@ -190,14 +190,15 @@ mod tests {
             r#""model":"m\"x","choices":[{"index":"#
         );
         let events = [
-            r#"0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}],"#,
-            r#""prompt_token_ids":[1,2]}"#,
+            r#"0,"delta":{"role":"assistant","content":""},"logprobs":null,"#,
+            r#""finish_reason":null}],"prompt_token_ids":[1,2]}"#,
             "\n\n",
             head,
             r#"1,"delta":{"content":"a\"\n\u0001é"},"logprobs":null,"finish_reason":null}]}"#,
             "\n\n",
             head,
-            r#"0,"delta":{},"logprobs":null,"finish_reason":"stop","stop_reason":9}],"usage":null}"#,
+            r#"0,"delta":{},"logprobs":null,"finish_reason":"stop","stop_reason":9}],"#,
+            r#""usage":null}"#,
             "\n\n",
         ];
         assert_eq!(written(frames), head.to_owned() + &events.concat());

@@ -53,7 +53,8 @@ impl Columns {
             tops.push(scored.map_or(Value::Null, |scored| top(text, scored)));
         }
         json!({
-            "tokens": names, "token_logprobs": logprobs, "top_logprobs": tops, "text_offset": offsets,
+            "tokens": names, "token_logprobs": logprobs,
+            "top_logprobs": tops, "text_offset": offsets,
         })
     }
 }

@@ -24,7 +24,7 @@ use crate::answer::opened::Opened;
 use crate::answer::usage::Usage;
 use crate::error::ApiError;
 
-/// A stream says something at least this often.
+/// How often a stream is looked at; one that said nothing since the last time gets a comment.
 const QUIET_MAX: Duration = Duration::from_secs(15);
 
 /// The body of a streamed answer.
@@ -71,7 +71,7 @@ impl EventStream {
                 let news = pin!(ticket.next()).poll(context);
                 match news {
                     Poll::Ready(Some(news)) => self.write(at, &news)?,
-                    Poll::Ready(None) => return Err(ApiError::Failed("it did not end".into())),
+                    Poll::Ready(None) => return Err(ApiError::Failed("the engine stopped".into())),
                     Poll::Pending => break,
                 }
             }
@@ -157,6 +157,7 @@ impl EventStream {
 
     /// Tells a failure, and cancels what still runs.
     fn fail(&mut self, error: &ApiError) {
+        tracing::warn!(id = self.opened.head.id, %error, "a stream failed");
         self.choices.clear();
         self.frames.error(&error.body());
         self.frames.done();

@@ -2,7 +2,6 @@
 
 use contract::request::{Finish, Progress, Scored};
 use engine::handle::Ticket;
-use engine::text::Text;
 use serde_json::{Value, json};
 
 use crate::answer::finish;
@@ -44,53 +43,44 @@ async fn collect(ticket: &mut Ticket) -> Result<Progress, ApiError> {
 
 fn body(opened: &Opened, written: &[Progress], usage: &Usage) -> Value {
     let Opened { head, form, .. } = opened;
-    let text = opened.engine.text();
-    let choices = written.iter().enumerate().map(|(index, choice)| match form.shape {
-        Shape::Chat => chat_choice(text, form, opened.prompt(index), (index, choice)),
-        Shape::Text => text_choice(text, form, opened.prompt(index), (index, choice)),
+    let choices = written.iter().enumerate().map(|(index, written)| match form.shape {
+        Shape::Chat => chat_choice(opened, index, written),
+        Shape::Text => text_choice(opened, index, written),
     });
     let mut body = json!({
         "id": head.id, "object": head.object(form.shape), "created": head.created,
         "model": head.model, "choices": choices.collect::<Vec<_>>(), "usage": usage.json(),
     });
     if form.shape == Shape::Chat {
-        show_prompt(&mut body, text, form, &opened.prompts[0], &written[0]);
+        show_prompt(&mut body, opened, 0, &written[0]);
     }
     body
 }
 
-fn chat_choice(
-    text: &Text,
-    form: &Form,
-    prompt: &Prompt,
-    (index, written): (usize, &Progress),
-) -> Value {
-    let content = prompt.echo.clone().unwrap_or_default() + &written.text;
-    let logprobs = form.logprobs.then(|| logprobs::chat(text, &written.tokens));
+fn chat_choice(opened: &Opened, index: usize, written: &Progress) -> Value {
+    let Opened { form, engine, .. } = opened;
+    let content = opened.prompt(index).echo.clone().unwrap_or_default() + &written.text;
     let mut choice = json!({
         "index": index,
         "message": {"role": "assistant", "content": content, "refusal": null},
-        "logprobs": logprobs,
+        "logprobs": form.logprobs.then(|| logprobs::chat(engine.text(), &written.tokens)),
     });
     show_end(&mut choice, form, written);
     choice
 }
 
-fn text_choice(
-    text: &Text,
-    form: &Form,
-    prompt: &Prompt,
-    (index, written): (usize, &Progress),
-) -> Value {
-    let output = prompt.echo.clone().unwrap_or_default() + &written.text;
+fn text_choice(opened: &Opened, index: usize, written: &Progress) -> Value {
+    let Opened { form, engine, .. } = opened;
+    let prompt = opened.prompt(index);
     let logprobs = form.logprobs.then(|| {
         let echoed = prompt.echo.as_ref().map(|_| prompt_scores(prompt, written));
         let tokens = written.tokens.iter().map(|scored| (scored.token, Some(scored)));
-        Columns::default().next(text, echoed.into_iter().flatten().chain(tokens))
+        Columns::default().next(engine.text(), echoed.into_iter().flatten().chain(tokens))
     });
+    let output = prompt.echo.clone().unwrap_or_default() + &written.text;
     let mut choice = json!({"index": index, "text": output, "logprobs": logprobs});
     show_end(&mut choice, form, written);
-    show_prompt(&mut choice, text, form, prompt, written);
+    show_prompt(&mut choice, opened, index, written);
     choice
 }
 
@@ -113,12 +103,13 @@ fn show_end(choice: &mut Value, form: &Form, written: &Progress) {
     }
 }
 
-fn show_prompt(into: &mut Value, text: &Text, form: &Form, prompt: &Prompt, written: &Progress) {
+fn show_prompt(into: &mut Value, opened: &Opened, index: usize, written: &Progress) {
+    let Opened { form, engine, .. } = opened;
     if form.prompt_logprobs {
         let scores = written.prompt.as_deref().unwrap_or_default();
-        into["prompt_logprobs"] = logprobs::prompt(text, scores);
+        into["prompt_logprobs"] = logprobs::prompt(engine.text(), scores);
     }
     if form.token_ids {
-        into["prompt_token_ids"] = prompt.tokens.iter().copied().collect();
+        into["prompt_token_ids"] = opened.prompt(index).tokens.iter().copied().collect();
     }
 }

@@ -1,7 +1,7 @@
 //! The fields of a request body, taken one by one so that a wrong one is told by name and value.
 //!
-//! A derived struct would say `invalid type: string "hot", expected f32 at line 1 column 40`. Here a
-//! field is kept as raw JSON until somebody asks for it and says in words what it must be.
+//! A derived struct would say `invalid type: string "hot", expected f32 at line 1 column 40`. Here
+//! a field is kept as raw JSON until somebody asks for it and says in words what it must be.
 
 use std::collections::HashMap;
 

@@ -38,7 +38,7 @@ pub struct Job {
 
 /// Where a choice starts.
 pub struct Prompt {
-    /// Never empty.
+    /// As the engine gets them.
     pub tokens: Arc<[u32]>,
     /// Text that the answer begins with, when the prompt is to be echoed.
     pub echo: Option<String>,
@@ -48,7 +48,7 @@ pub struct Prompt {
 pub struct Manner {
     /// What acts on logits.
     pub sampling: Arc<Sampling>,
-    /// Seed of the first choice; the others count on from it. Random when absent.
+    /// Seed of a prompt's first choice; its others count on from it. Random when absent.
     pub seed: Option<i64>,
     /// Tokens to generate at most; as many as there is room for when absent.
     pub max_tokens: Option<u32>,
@@ -66,7 +66,7 @@ pub struct Asker<'a> {
     pub id: &'a str,
     /// The adapter's served name; `None` is the base.
     pub adapter: Option<String>,
-    /// Seed of a request that brings none.
+    /// Seed of the first choice of a request that brings none.
     pub random: u64,
 }
 
@@ -83,13 +83,16 @@ impl Job {
         let prompt = &self.prompts[index / self.n].tokens;
         // At least one: a prompt that leaves no room is refused for its length.
         let room = context_max.saturating_sub(prompt.len()).max(1) as u32;
-        let seed = manner.seed.map_or(asker.random, |seed| seed as u64);
+        let seed = match manner.seed {
+            Some(seed) => (seed as u64).wrapping_add((index % self.n) as u64),
+            None => asker.random.wrapping_add(index as u64),
+        };
         Request {
             id: format!("{}-{index}", asker.id),
             adapter: asker.adapter.clone(),
             prompt: prompt.clone(),
             sampling: manner.sampling.clone(),
-            seed: seed.wrapping_add((index % self.n) as u64),
+            seed,
             max_tokens: manner.max_tokens.unwrap_or(room),
             stop: manner.stop.clone(),
             include_stop: manner.include_stop,

@@ -55,7 +55,8 @@ fn top_k(fields: &Fields<'_>) -> Result<Option<u32>, ApiError> {
 /// `{"token id": number}`, as OpenAI has it: JSON knows no whole numbers as names.
 fn logit_bias(fields: &Fields<'_>, vocab: usize) -> Result<Vec<(u32, f32)>, ApiError> {
     let wanted = format!(
-        "an object of at most {ENTRIES_MAX} token ids below {vocab}, each with a number from -100 to 100"
+        "an object of at most {ENTRIES_MAX} token ids below {vocab}, \
+         each with a number from -100 to 100"
     );
     let id = |text: &str| text.parse::<u32>().ok().filter(|&id| (id as usize) < vocab);
     let fits = |bias: &BTreeMap<String, f32>| {

@@ -18,7 +18,7 @@ const TEXT: &str = "/v1/completions";
 const STEP: Duration = Duration::from_millis(10);
 
 fn long(stream: bool) -> Value {
-    json!({"prompt": "Hi", "temperature": 0, "stream": stream, "ignore_eos": true, "max_tokens": 500})
+    json!({"prompt": "Hi", "stream": stream, "ignore_eos": true, "max_tokens": 500})
 }
 
 async fn raw_stream(server: &Server, body: &Value) -> TcpStream {

@@ -150,7 +150,10 @@ async fn what_ends_a_choice_is_told() {
 async fn chat_logprobs_name_the_likeliest_tokens() {
     let body = chat(json!({"logprobs": true, "top_logprobs": 2, "max_tokens": 2}));
     let choice = choice(CHAT, body).await;
-    let entry = |token: &str, logprob: f64| json!({"token": token, "logprob": logprob, "bytes": token.as_bytes()});
+    let entry = |token: &str, logprob: f64| {
+        let bytes = token.as_bytes();
+        json!({"token": token, "logprob": logprob, "bytes": bytes})
+    };
     let mut first = entry("T", -0.25);
     first["top_logprobs"] = json!([entry("T", -0.25), entry("U", -1.25)]);
     let mut second = entry("h", -0.25);
@@ -191,7 +194,10 @@ async fn a_prompt_is_scored_without_generating() {
 #[tokio::test]
 async fn prompt_logprobs_are_told_as_vllm_does() {
     let server = Server::start().await;
-    let scored = |token: char, logprob: f64, rank: u32| json!({"logprob": logprob, "rank": rank, "decoded_token": token.to_string()});
+    let scored = |token: char, logprob: f64, rank: u32| {
+        let token = token.to_string();
+        json!({"logprob": logprob, "rank": rank, "decoded_token": token})
+    };
     let (h, i) = (token('H').to_string(), token('i').to_string());
     let expected = json!([null, {h: scored('H', -0.5, 2)}, {i: scored('i', -0.5, 2)}]);
     let fields = json!({"prompt_logprobs": 1, "max_tokens": 1});
@@ -278,4 +284,13 @@ async fn a_large_body_is_answered_like_a_small_one() {
     let padding = "x".repeat(100_000);
     let answer = post(server.address, CHAT, &chat(json!({"user": padding, "max_tokens": 3}))).await;
     assert_eq!(answer.ok()["choices"][0]["message"]["content"], "The");
+}
+
+#[tokio::test]
+async fn equal_prompts_without_a_seed_go_different_ways() {
+    let server = Server::start().await;
+    let body = text(json!({"prompt": vec!["Hi"; 4], "temperature": 1, "max_tokens": 9}));
+    let answer = post(server.address, TEXT, &body).await.ok();
+    let said: Vec<_> = (0..4).map(|at| answer["choices"][at]["text"].as_str().unwrap()).collect();
+    assert!(said.windows(2).all(|pair| pair[0] != pair[1]), "{said:?}");
 }
