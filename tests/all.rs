@@ -6,3 +6,15 @@ mod tidy;
 
 /// What the ranks compute: against PEFT and transformers, alone and in a batch, cut in any way.
 mod ranks;
+
+/// The program, started and stopped as a user does.
+mod program;
+
+/// The demo: right answers over HTTP from every adapter, a graceful end.
+mod demo;
+
+/// The command line's answers to right and wrong deployments.
+mod cli;
+
+/// The official OpenAI client library against the program.
+mod openai;

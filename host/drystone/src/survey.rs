@@ -45,6 +45,12 @@ impl Survey {
         let named: Vec<_> = settings.adapters.named.iter().map(named).collect();
         let sources = Sources { dir: settings.adapters.dir.as_deref(), named: &named };
         let catalogue = Arc::new(Catalogue::open(sources, group, limits)?);
+        if catalogue.get(&settings.model.name).is_ok() {
+            return Err(Failure::Usage(format!(
+                "an adapter and the base model have the name {:?}; set another model.name",
+                settings.model.name
+            )));
+        }
         Ok(Survey { settings, model, text: Arc::new(text), catalogue })
     }
 

@@ -1,0 +1,85 @@
+//! The command line's answers to right and wrong deployments.
+
+use std::path::Path;
+
+use crate::program::{Server, root, run};
+
+/// What `check` says, and whether it was content.
+fn check(file: &Path) -> (bool, String) {
+    let output = run(&["check", "-c", file.to_str().unwrap()]);
+    let text = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+    (output.status.success(), text.concat())
+}
+
+/// `check` of a deployment that differs from the demo's by one replacement.
+fn check_changed(from: &str, to: &str) -> (bool, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let text = std::fs::read_to_string(root().join("configs/demo.toml")).unwrap();
+    assert!(text.contains(from));
+    let fixtures = root().join("tests/fixtures").display().to_string();
+    let text = text.replace(from, to).replace("../tests/fixtures", &fixtures);
+    let file = folder.path().join("changed.toml");
+    std::fs::write(&file, text).unwrap();
+    check(&file)
+}
+
+#[test]
+fn check_tells_what_a_good_deployment_would_serve() {
+    let (good, text) = check(&root().join("configs/demo.toml"));
+    assert!(good, "{text}");
+    for expected in ["LlamaForCausalLM", "2 ranks", "sql: block-diagonal, 2 blocks", "shout: plain"]
+    {
+        assert!(text.contains(expected), "no {expected:?} in\n{text}");
+    }
+}
+
+#[test]
+fn check_names_the_key_the_value_and_what_would_do() {
+    for (from, to, expected) in [
+        ("tensor = 2", "tensor = 3", "parallel.tensor = 3: 1, 2, 4 or 8 would do"),
+        ("tensor = 2", "tensr = 2", "unknown field `tensr`, expected one of"),
+        ("demo/base", "demo/none", "no config.json in"),
+        ("demo/adapters", "demo/none", "is not a folder"),
+        ("demo/base", "goldens/qwen2/base", "tokenizer"),
+    ] {
+        let (good, text) = check_changed(from, to);
+        assert!(!good && text.contains(expected), "{to}: no {expected:?} in\n{text}");
+    }
+}
+
+#[test]
+fn a_file_that_is_not_there_is_named() {
+    let (good, text) = check(Path::new("none.toml"));
+    assert!(!good && text.contains("none.toml: No such file"), "{text}");
+}
+
+/// The deployments whose models nobody has in a clone, beside stand-ins for those models.
+#[test]
+fn every_deployment_in_configs_is_well_formed() {
+    let folder = tempfile::tempdir().unwrap();
+    for stand_in in ["models/tinyllama-1.1b", "models/llama-3.1-70b", "adapters", "configs"] {
+        std::fs::create_dir_all(folder.path().join(stand_in)).unwrap();
+    }
+    for model in ["tinyllama-1.1b", "llama-3.1-70b"] {
+        std::fs::write(folder.path().join("models").join(model).join("config.json"), "{}").unwrap();
+    }
+    for name in ["cpu-tp2.toml", "gpu-tp8.toml", "keys.example.toml"] {
+        let copy = folder.path().join("configs").join(name);
+        std::fs::copy(root().join("configs").join(name), copy).unwrap();
+    }
+    for name in ["cpu-tp2.toml", "gpu-tp8.toml"] {
+        let file = folder.path().join("configs").join(name);
+        let loaded = config::load(&file).map_err(|error| error.to_string());
+        assert!(loaded.is_ok(), "{name}: {}", loaded.unwrap_err());
+    }
+}
+
+#[test]
+fn a_taken_port_is_named() {
+    let server = Server::demo(1);
+    let address = server.url().replace("http://", "");
+    let output = run(&["demo", "--once", "--listen", &address]);
+    let text = String::from_utf8(output.stderr).unwrap();
+    let expected = format!("cannot listen on {address}");
+    assert!(!output.status.success() && text.contains(&expected), "{text}");
+}

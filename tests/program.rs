@@ -1,0 +1,171 @@
+//! The drystone program as a user runs it: built once, started on a free port, ended on drop.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::OnceLock;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Longer than any start or answer on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The repository.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
+/// The program, built if it is not up to date: cargo builds no binaries for another crate's tests.
+pub fn binary() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["build", "--quiet", "--package", "drystone"]).current_dir(root());
+        if !cfg!(debug_assertions) {
+            cargo.arg("--release");
+        }
+        assert!(cargo.status().unwrap().success(), "drystone does not build");
+        // target/debug/deps/all-... -> target/debug/drystone
+        let test = std::env::current_exe().unwrap();
+        test.parent().unwrap().parent().unwrap().join("drystone")
+    })
+}
+
+/// Runs the program to its end.
+pub fn run(arguments: &[&str]) -> Output {
+    Command::new(binary()).args(arguments).current_dir(root()).output().unwrap()
+}
+
+/// A running server.
+pub struct Server {
+    child: Child,
+    address: SocketAddr,
+    /// Kept while the server may read it.
+    _folder: Option<TempDir>,
+}
+
+impl Server {
+    /// The only key of [`Server::with_keys`].
+    pub const KEY: &str = "sk-test-0123456789abcdef";
+
+    /// Serves the demo's deployment to callers with a key.
+    pub fn with_keys() -> Server {
+        let folder = tempfile::tempdir().unwrap();
+        let keys = format!("[[key]]\ntenant = \"test\"\nkey = \"{}\"\n", Server::KEY);
+        std::fs::write(folder.path().join("keys.toml"), keys).unwrap();
+        let fixtures = root().join("tests/fixtures").display().to_string();
+        let listen = "listen = \"127.0.0.1:0\"\napi_keys_file = \"keys.toml\"";
+        let text = std::fs::read_to_string(root().join("configs/demo.toml")).unwrap();
+        let text = text.replace("listen = \"127.0.0.1:8080\"", listen);
+        let file = folder.path().join("keys-demo.toml");
+        std::fs::write(&file, text.replace("../tests/fixtures", &fixtures)).unwrap();
+        let mut server = Server::start(&["serve", "-c", file.to_str().unwrap()]);
+        server._folder = Some(folder);
+        server
+    }
+
+    /// Starts `drystone` with these arguments and waits until it is ready.
+    pub fn start(arguments: &[&str]) -> Server {
+        let mut child = Command::new(binary())
+            .args(arguments)
+            .current_dir(root())
+            .env("RUST_LOG", "info")
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let address = address(&mut child);
+        let server = Server { child, address, _folder: None };
+        let begun = Instant::now();
+        while server.get("/ready").0 != 200 {
+            assert!(begun.elapsed() < PATIENCE, "never ready");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        server
+    }
+
+    /// Starts the demo's model with `tensor` ranks on a free port.
+    pub fn demo(tensor: usize) -> Server {
+        Server::start(&["demo", "--listen", "127.0.0.1:0", "--tensor", &tensor.to_string()])
+    }
+
+    /// `http://address`
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Status and body of a GET.
+    pub fn get(&self, path: &str) -> (u16, String) {
+        let mut response = agent().get(format!("{}{path}", self.url())).call().unwrap();
+        (response.status().as_u16(), response.body_mut().read_to_string().unwrap())
+    }
+
+    /// Status and JSON of a POST.
+    pub fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+        let mut response = agent().post(format!("{}{path}", self.url())).send_json(body).unwrap();
+        (response.status().as_u16(), response.body_mut().read_json().unwrap())
+    }
+
+    /// A counter or gauge of `/metrics`, by its name with labels.
+    pub fn metric(&self, name: &str) -> f64 {
+        let metrics = self.get("/metrics").1;
+        let line = metrics.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap_or_else(|| panic!("no {name} in\n{metrics}")).trim().parse().unwrap()
+    }
+
+    /// Sends SIGTERM.
+    pub fn terminate(&self) {
+        let kill = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
+        assert!(kill.unwrap().success());
+    }
+
+    /// Waits for the end.
+    pub fn wait(&mut self) -> ExitStatus {
+        let begun = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(begun.elapsed() < PATIENCE, "never ended");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn agent() -> ureq::Agent {
+    let config = ureq::Agent::config_builder();
+    config.http_status_as_error(false).timeout_global(Some(PATIENCE)).build().new_agent()
+}
+
+/// Reads the log until the line that tells the address; the rest is read away.
+fn address(child: &mut Child) -> SocketAddr {
+    let log = BufReader::new(child.stderr.take().unwrap());
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut seen = String::new();
+        for line in log.lines().map_while(Result::ok) {
+            if let Some((_, address)) = line.split_once("listening on http://") {
+                let _ = tell.send(Ok(address.trim().parse().unwrap()));
+            }
+            seen.push_str(&line);
+            seen.push('\n');
+        }
+        let _ = tell.send(Err(seen));
+    });
+    match told.recv_timeout(PATIENCE) {
+        Ok(Ok(address)) => address,
+        Ok(Err(log)) => panic!("the server ended before it listened:\n{log}"),
+        Err(_) => panic!("the server never told its address"),
+    }
+}
