@@ -65,7 +65,10 @@ impl<O: Ops> Bench<O> {
         let Self { name, seed, .. } = self;
         assert_eq!(got.len(), want.len(), "{name}: {what}: length (seed {seed})");
         let squares: f32 = want.iter().map(|want| want * want).sum();
-        let scale = (squares / want.len().max(1) as f32).sqrt();
+        let rms = (squares / want.len().max(1) as f32).sqrt();
+        // Rows of a wide lora rank are few and far larger than the rest, and so is their rounding.
+        let largest = want.iter().fold(0.0, |largest: f32, want| largest.max(want.abs()));
+        let scale = rms.max(largest / 8.0);
         for (i, (got, want)) in got.iter().zip(want).enumerate() {
             let near = (got - want).abs() <= tolerance * (want.abs() + scale);
             assert!(near, "{name}: {what}: [{i}] is {got}, not {want} (seed {seed})");
