@@ -239,6 +239,7 @@ impl MainLoop {
             stream.finish(Finish::Failed(message.to_owned()), &mut self.settling);
         }
         self.retire();
+        self.publish();
     }
 
     fn publish(&mut self) {

@@ -15,9 +15,11 @@ async fn a_sequence_says_the_same_alone_and_in_a_crowd() {
         alone.push(run(&Setup::default().start(), request(prompt, 25)).await);
     }
     // Blocks for about three: sequences are preempted and computed again, over and over.
-    let (engine, metrics) = Setup { blocks: 40, ..Setup::default() }.start_with_metrics();
+    let (setup, turnstile) = Setup { blocks: 40, ..Setup::default() }.with_turnstile();
+    let (engine, metrics) = setup.start_with_metrics();
     let tickets: Vec<_> =
         prompts.iter().map(|prompt| engine.submit(request(prompt, 25)).unwrap()).collect();
+    drop(turnstile);
     for (ticket, alone) in tickets.into_iter().zip(alone) {
         assert_eq!(read(ticket).await.text, alone.text);
     }
