@@ -64,15 +64,17 @@ fn ask_all(server: &Ready) -> Result<(), Failure> {
         };
         askers.into_iter().map(join).collect::<Result<Vec<_>, Failure>>()
     })?;
-    report(&answers, begun.elapsed().as_secs_f64(), &server.counts);
+    let seconds = begun.elapsed().as_secs_f64();
+    let steps = ask::metric(server.address, "drystone_step_seconds_count")?;
+    report(&answers, seconds, steps, &server.counts);
     Ok(())
 }
 
-fn report(answers: &[Answer], seconds: f64, counts: &CollectiveCounts) {
+fn report(answers: &[Answer], seconds: f64, steps: f64, counts: &CollectiveCounts) {
     let tokens: u64 = answers.iter().map(|answer| answer.tokens).sum();
     println!(
-        "\n{} streams in one batch: {tokens} tokens in {seconds:.2} s, {:.0} tokens/s; \
-         collectives: Base {}, Lora {}",
+        "\n{} streams in one batch: {tokens} tokens in {steps} steps and {seconds:.2} s, {:.0} \
+         tokens/s; collectives: Base {}, Lora {}",
         answers.len(),
         tokens as f64 / seconds,
         counts.get(Purpose::Base),

@@ -47,6 +47,10 @@ pub fn serve<F>(survey: Survey, ready: F) -> Result<(), Failure>
 where
     F: FnOnce(Ready) -> Result<(), Failure> + Send + 'static,
 {
+    // Every stream is a descriptor, and the usual soft limit of 1,024 is below what may be open.
+    if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let served = runtime.block_on(async {
         let (listener, address) = listen(survey.settings.server.listen)?;

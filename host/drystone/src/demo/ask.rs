@@ -68,3 +68,13 @@ fn take(event: &Value, answer: &mut Answer) -> Result<(), Failure> {
     }
     Ok(())
 }
+
+/// A number that the server's `/metrics` has under `name`, whatever its labels.
+pub fn metric(server: SocketAddr, name: &str) -> Result<f64, Failure> {
+    let failed = |error: ureq::Error| Failure::Demo(format!("/metrics: {error}"));
+    let mut response = ureq::get(format!("http://{server}/metrics")).call().map_err(failed)?;
+    let metrics = response.body_mut().read_to_string().map_err(failed)?;
+    let line = metrics.lines().find(|line| line.starts_with(name));
+    let number = line.and_then(|line| line.rsplit(' ').next()?.parse().ok());
+    number.ok_or_else(|| Failure::Demo(format!("/metrics has no {name}")))
+}
