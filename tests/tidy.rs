@@ -191,7 +191,7 @@ fn functions(text: &str) -> Vec<(usize, usize)> {
     starts
         .filter_map(|(at, line)| {
             let closes = |end: &&str| indent(end) == indent(line) && end.trim() == "}";
-            let body = lines[at..].iter().position(|end| closes(&end))?;
+            let body = lines[at..].iter().position(closes)?;
             let one_line = lines[at].trim_end().ends_with([';', '}']);
             (!one_line).then_some((at + 1, body + 1))
         })

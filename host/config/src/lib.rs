@@ -54,7 +54,7 @@ pub fn load(path: &Path) -> Result<Settings, ConfigError> {
     parse(&text, folder, &path.display().to_string())
 }
 
-/// Checks the text of a deployment that came from `name` and whose relative paths start at `folder`.
+/// Checks the text of a deployment that came from `name`; relative paths in it start at `folder`.
 pub fn parse(text: &str, folder: &Path, name: &str) -> Result<Settings, ConfigError> {
     let raw: raw::Deployment = toml::from_str(text).map_err(|error| ConfigError::Parse {
         path: name.to_owned(),
