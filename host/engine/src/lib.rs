@@ -7,6 +7,7 @@
 mod batch;
 mod blocks;
 pub mod handle;
+mod door;
 pub mod load;
 mod loader;
 mod mailbox;

@@ -112,8 +112,11 @@ impl Stream {
         }
     }
 
-    /// Ends it.
+    /// Ends it, unless it has ended.
     pub fn finish(&mut self, finish: Finish, settling: &mut Settling) {
+        if self.ended {
+            return;
+        }
         settling.metrics.finished.get_or_create(&finish_label(&finish)).inc();
         let elapsed = self.times.submitted.elapsed();
         settling.metrics.request_seconds.observe(elapsed.as_secs_f64());

@@ -50,9 +50,16 @@ impl Detokenizer {
                     prefix,
                     prefix_tokens,
                 );
-                // An error means that earlier text changed, which was sent long since: the stream
-                // goes on after it.
-                out.push_str(&step.ok().flatten().unwrap_or_default());
+                match step {
+                    Ok(piece) => out.push_str(&piece.unwrap_or_default()),
+                    // The token changed earlier text, which was sent long since: go on from it.
+                    Err(_) => {
+                        tokens.drain(..tokens.len() - 1);
+                        prefix.clear();
+                        *prefix_tokens = 0;
+                        out.push_str(&self.text.decode(tokens, self.skip_special));
+                    }
+                }
             }
         }
     }
