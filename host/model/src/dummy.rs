@@ -68,3 +68,39 @@ fn uniform(place: u32) -> f32 {
     mixed ^= mixed >> 16;
     mixed as i32 as f32 * (LIMIT / 2.0_f32.powi(31))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tensor(name: &str) -> Tensor {
+        Tensor { name: name.to_owned(), shape: vec![64, 96] }
+    }
+
+    fn values(bytes: &[u8]) -> impl Iterator<Item = f32> {
+        bytes.chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()))
+    }
+
+    #[test]
+    fn weights_spread_like_a_fresh_model() {
+        let dummy = Dummy { seed: 3, dtype: DType::F32 };
+        let bytes = dummy.part(&tensor("model.layers.0.mlp.up_proj.weight"), 0..64, 0..96);
+        let count = values(&bytes).count() as f32;
+        let mean = values(&bytes).sum::<f32>() / count;
+        let deviation = (values(&bytes).map(|value| value * value).sum::<f32>() / count).sqrt();
+        assert_eq!(count, 64.0 * 96.0);
+        assert!(mean.abs() < 1e-3 && (deviation - 0.02).abs() < 1e-3, "{mean} {deviation}");
+        assert!(values(&bytes).all(|value| value.abs() <= LIMIT));
+    }
+
+    #[test]
+    fn a_part_is_a_cut_of_the_whole() {
+        let dummy = Dummy { seed: 3, dtype: DType::F32 };
+        let tensor = tensor("lm_head.weight");
+        let whole: Vec<_> = values(&dummy.part(&tensor, 0..64, 0..96)).collect();
+        let part: Vec<_> = values(&dummy.part(&tensor, 5..7, 10..40)).collect();
+        assert_eq!(part[..30], whole[5 * 96 + 10..][..30]);
+        assert_eq!(part[30..], whole[6 * 96 + 10..][..30]);
+        assert!(values(&dummy.part(&tensor, 0..64, 0..96)).eq(whole));
+    }
+}
