@@ -25,7 +25,7 @@ pub struct Residents {
 }
 
 impl Residents {
-    /// Nothing resident; asks for pinned adapters at the first [`Residents::settle`].
+    /// Nothing resident yet.
     pub fn new(
         residency: Residency,
         catalogue: Arc<Catalogue>,
