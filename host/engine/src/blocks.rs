@@ -101,8 +101,8 @@ impl Pool {
         }
     }
 
-    /// Names the contents of a held block, so that others can share it. Where two sequences computed
-    /// the same, the first block keeps the name.
+    /// Names the contents of a held block, so that others can share it. Where two sequences
+    /// computed the same, the first block keeps the name.
     pub fn name(&mut self, block: BlockId, name: Digest) {
         let holder = *self.named.entry(name).or_insert(block);
         if holder == block {

@@ -123,8 +123,12 @@ fn check_output(world: &World, key: usize, arrival: &Arrival) {
     }
 }
 
+fn config(cases: u32) -> ProptestConfig {
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config(400))]
 
     #[test]
     fn every_sequence_ends_right_and_leaves_nothing_behind(scenario in scenario()) {
