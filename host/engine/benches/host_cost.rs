@@ -8,7 +8,8 @@
 use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use adapters::catalogue::{Catalogue, Sources};
 use adapters::cut::{Group, PlainSharding};
@@ -28,9 +29,10 @@ const VOCAB: usize = 101;
 const FIXED_US: f64 = 20.0;
 const ADAPTERS: [&str; 4] = ["bd2", "bd4", "plain", "one-layer"];
 
-/// Ranks that do nothing but note how long the engine took between two full steps.
+/// Ranks that do nothing but note how long the engine took between two full steps of decoding.
 struct Instantly {
     sequences: usize,
+    step: Duration,
     /// The first step waits until all sequences are submitted.
     begin: Receiver<()>,
     done: Option<Instant>,
@@ -46,6 +48,7 @@ impl Executor for Instantly {
         }
         // Nobody sends: it returns when the sender is dropped, and at once from then on.
         let _ = self.begin.recv();
+        thread::sleep(self.step);
         let answers = batch.queries.iter().map(answer).collect();
         drop(batch);
         self.done = decodes.then(Instant::now);
@@ -76,6 +79,8 @@ enum Way {
     Unread,
     /// A task for each reads as fast as it can, like a streaming client.
     Streamed,
+    /// Likewise, with steps of a millisecond: all readers wait when their token comes.
+    Live,
     /// With two stop texts each.
     Stops,
     /// With four adapters.
@@ -87,7 +92,7 @@ fn main() {
         "{:>9}  {:<8}  {:>10}  {:>10}  {:>22}",
         "sequences", "way", "us a step", "p90", "us a sequence over 20"
     );
-    for way in [Way::Unread, Way::Streamed, Way::Stops, Way::Adapters] {
+    for way in [Way::Unread, Way::Streamed, Way::Live, Way::Stops, Way::Adapters] {
         for sequences in [1, 64, 256] {
             let mut times = measure(sequences, way);
             times.sort_by(f64::total_cmp);
@@ -102,7 +107,8 @@ fn main() {
 fn measure(sequences: usize, way: Way) -> Vec<f64> {
     let between = Arc::new(Mutex::new(Vec::new()));
     let (submitted, begin) = channel();
-    let executor = Instantly { sequences, begin, done: None, between: Arc::clone(&between) };
+    let step = if way == Way::Live { Duration::from_millis(1) } else { Duration::ZERO };
+    let executor = Instantly { sequences, step, begin, done: None, between: Arc::clone(&between) };
     let engine = start(Box::new(executor), sequences);
     let requests = (0..sequences).map(|at| request(at, way, &engine));
     let tickets: Vec<Ticket> =
@@ -110,7 +116,7 @@ fn measure(sequences: usize, way: Way) -> Vec<f64> {
     drop(submitted);
     let workers = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build();
     let runtime = workers.expect("a runtime");
-    if way == Way::Streamed {
+    if matches!(way, Way::Streamed | Way::Live) {
         let readers = tickets.into_iter().map(|ticket| runtime.spawn(read(ticket)));
         let readers: Vec<_> = readers.collect();
         runtime.block_on(async {
