@@ -83,7 +83,7 @@ impl Residents {
         if !mem::take(&mut self.moved) {
             return;
         }
-        let level = |entry: &'_ Arc<Entry>| match self.residency.place(&entry.name) {
+        let level = |entry: &Arc<Entry>| match self.residency.place(&entry.name) {
             Place::Slot => Some(Level::Slot),
             Place::Host => Some(Level::Host),
             Place::Disk | Place::Loading => None,

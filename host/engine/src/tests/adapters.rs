@@ -1,10 +1,12 @@
 //! Adapters: mixed, evicted, refused, gone.
 
+use std::fs;
+
 use contract::request::{Finish, Request};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 
-use crate::tests::fixture::{Script, Setup, read, request, run};
+use crate::tests::fixture::{Script, Setup, eventually, goldens, read, request, run};
 
 fn with(adapter: &str, prompt: &str) -> Request {
     Request { adapter: Some(adapter.into()), ..request(prompt, 12) }
@@ -42,6 +44,38 @@ async fn an_adapter_that_the_ranks_refuse_fails_its_sequences_only() {
         assert_eq!(read(ticket).await.finish, Finish::Failed(message.into()));
     }
     assert_eq!(read(other).await.finish, Finish::Length);
+}
+
+#[tokio::test]
+async fn an_adapter_that_vanished_from_disk_fails_its_sequences_only() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["plain", "bd2"] {
+        let (from, to) = (goldens().join("adapters").join(name), folder.path().join(name));
+        fs::create_dir(&to).unwrap();
+        for file in ["adapter_config.json", "adapter_model.safetensors"] {
+            fs::copy(from.join(file), to.join(file)).unwrap();
+        }
+    }
+    let engine = Setup { adapters: folder.path().to_owned(), ..Setup::default() }.start();
+    fs::remove_dir_all(folder.path().join("plain")).unwrap();
+    let tickets = ["plain", "bd2", "plain"].map(|name| engine.submit(with(name, "x")).unwrap());
+    let [first, other, second] = tickets;
+    for ticket in [first, second] {
+        let Finish::Failed(message) = read(ticket).await.finish else { panic!("it was served") };
+        assert!(message.starts_with("adapter `plain` cannot be loaded"), "{message}");
+    }
+    assert_eq!(read(other).await.finish, Finish::Length);
+}
+
+#[tokio::test]
+async fn a_pinned_adapter_is_in_its_slot_before_anyone_asks_and_stays() {
+    let setup = Setup { pinned: Some("bd4"), ..Setup::default() };
+    let (engine, metrics) = setup.start_with_metrics();
+    eventually("it is in a slot", || metrics.adapters.activations.get() == 1);
+    for name in ["bd2", "plain", "one-layer", "bd2", "bd4"] {
+        assert_eq!(run(&engine, with(name, "x")).await.finish, Finish::Length);
+    }
+    assert_eq!(metrics.adapters.activations.get(), 5, "bd4 was put into a slot once");
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use adapters::catalogue::{Catalogue, Sources};
+use adapters::catalogue::{Catalogue, Named, Sources};
 use adapters::cut::{Group, PlainSharding};
 use adapters::residency::Limits;
 use contract::adapter::{Generation, GenerationId, Slot};
@@ -139,6 +139,10 @@ pub struct Setup {
     pub queue_max: usize,
     pub sequences_max: usize,
     pub batch_tokens_max: usize,
+    /// Where adapters are found.
+    pub adapters: PathBuf,
+    /// This one of them is pinned.
+    pub pinned: Option<&'static str>,
     pub script: Script,
 }
 
@@ -150,6 +154,8 @@ impl Default for Setup {
             queue_max: 64,
             sequences_max: 16,
             batch_tokens_max: 64,
+            adapters: goldens().join("adapters"),
+            pinned: None,
             script: Script::default(),
         }
     }
@@ -174,6 +180,7 @@ impl Setup {
 
     pub fn start_with_metrics(self) -> (Engine, Arc<Metrics>) {
         let metrics = Arc::new(Metrics::new("tiny", 512));
+        let catalogue = self.catalogue();
         let executor =
             Scripted { cache: HashMap::new(), slots: HashMap::new(), script: self.script };
         let engine = Engine::start(Parts {
@@ -182,7 +189,7 @@ impl Setup {
             vocab: VOCAB,
             context_max: 512,
             text: text_side(),
-            catalogue: catalogue(self.slots_max),
+            catalogue,
             settings: config::settings::Engine {
                 kv_cache_bytes: 0,
                 block_tokens: BLOCK_TOKENS,
@@ -197,31 +204,35 @@ impl Setup {
         });
         (engine.unwrap(), metrics)
     }
+
+    fn catalogue(&self) -> Arc<Catalogue> {
+        let base = BaseShape {
+            hidden: 64,
+            intermediate: 96,
+            layers: 2,
+            heads: 8,
+            kv_heads: 4,
+            head_dim: 8,
+            vocab: VOCAB,
+        };
+        let group = Group { base, ranks: 1, plain_sharding: PlainSharding::Replicated };
+        let pinned = self.pinned.map(|name| Named {
+            name: name.into(),
+            path: self.adapters.join(name),
+            pinned: true,
+        });
+        let sources = Sources { dir: Some(&self.adapters), named: pinned.as_slice() };
+        let limits = Limits { slots_max: self.slots_max, host_bytes_max: 1 << 30 };
+        Arc::new(Catalogue::open(sources, group, limits).unwrap())
+    }
 }
 
-fn goldens() -> PathBuf {
+pub fn goldens() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/goldens/llama")
 }
 
 pub fn text_side() -> Arc<Text> {
     Arc::new(Text::open(&goldens().join("base")).unwrap())
-}
-
-fn catalogue(slots_max: usize) -> Arc<Catalogue> {
-    let base = BaseShape {
-        hidden: 64,
-        intermediate: 96,
-        layers: 2,
-        heads: 8,
-        kv_heads: 4,
-        head_dim: 8,
-        vocab: VOCAB,
-    };
-    let group = Group { base, ranks: 1, plain_sharding: PlainSharding::Replicated };
-    let dir = goldens().join("adapters");
-    let sources = Sources { dir: Some(&dir), named: &[] };
-    let limits = Limits { slots_max, host_bytes_max: 1 << 30 };
-    Arc::new(Catalogue::open(sources, group, limits).unwrap())
 }
 
 /// A greedy request for `max_tokens` tokens after this text.
