@@ -1,9 +1,9 @@
-// out = softmax(scale * Q K^T) V for 64 rows of one sequence and one query head at a time, on tensor
-// cores: prefill of 16-bit models (the forward pass of arXiv 2307.08691).
-// Each warp holds 16 of the rows. Keys and values stream through shared memory, one tile ahead of the
-// products. Scores become weights in registers: the result of one product is laid out as the next
-// one wants its left operand. Rows of a tile are 16 bytes longer in shared memory than they need be:
-// then the 8 rows that a matrix load reads lie in different banks.
+// out = softmax(scale * Q K^T) V for 64 rows of one sequence and one query head at a time, on
+// tensor cores: prefill of 16-bit models (the forward pass of arXiv 2307.08691).
+// Each warp holds 16 of the rows. Keys and values stream through shared memory, one tile ahead of
+// the products. Scores become weights in registers: the result of one product is laid out as the
+// next one wants its left operand. Rows of a tile are 16 bytes longer in shared memory than they
+// need be: then the 8 rows that a matrix load reads lie in different banks.
 #include "mma.cuh"
 #include "paged.cuh"
 
@@ -32,7 +32,8 @@ struct Source {
 // Starts copying the keys or values of `Shape::KEYS` positions from `first` on; lane i of a warp
 // finds the place of the warp's i-th position, and all of them copy.
 template <int DIM>
-__device__ inline void fetch(const Source& source, const Element* cache, u32 first, Element* to) {
+__device__ inline void fetch_tile(const Source& source, const Element* cache, u32 first,
+                                  Element* to) {
     using S = Shape<DIM>;
     constexpr int MINE = S::KEYS / WARPS;
     const AttentionParams& p = source.p;
@@ -181,8 +182,8 @@ __device__ void attend(const AttentionParams& p) {
         const Element* from = p.qkv + (first + min(row, rows - 1)) * fused + head * DIM + c;
         copy_16(queries + row * S::STRIDE + c, from, row < rows);
     }
-    fetch<DIM>(source, p.keys, begin, tiles);
-    fetch<DIM>(source, p.values, begin, tiles + TILE);
+    fetch_tile<DIM>(source, p.keys, begin, tiles);
+    fetch_tile<DIM>(source, p.values, begin, tiles + TILE);
     commit_copies();
 
     Gathered<DIM> got = {};
@@ -191,8 +192,8 @@ __device__ void attend(const AttentionParams& p) {
     for (u32 key = begin, stage = 0; key < source.end; key += S::KEYS, stage ^= 1) {
         if (key + S::KEYS < source.end) {
             Element* next = tiles + (stage ^ 1) * 2 * TILE;
-            fetch<DIM>(source, p.keys, key + S::KEYS, next);
-            fetch<DIM>(source, p.values, key + S::KEYS, next + TILE);
+            fetch_tile<DIM>(source, p.keys, key + S::KEYS, next);
+            fetch_tile<DIM>(source, p.values, key + S::KEYS, next + TILE);
         }
         commit_copies();
         wait_copies<1>();

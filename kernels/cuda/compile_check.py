@@ -1,8 +1,8 @@
 """Compiles every kernel for every architecture and element type, with no GPU and no driver.
 
 Needs the wheels `nvidia-cuda-nvrtc` and `nvidia-cuda-nvcc` (13.0 or newer), which hold NVRTC and
-ptxas. Prints registers and spills of each kernel for one architecture; fails where a kernel does not
-compile, or where one that runs at every decoded token spills registers to memory.
+ptxas. Prints registers and spilled bytes of each kernel for one architecture; fails where a kernel
+does not compile, or where one that runs at every decoded token spills registers to memory.
 
     python kernels/cuda/compile_check.py [ARCHITECTURE ...]
 """
@@ -20,7 +20,7 @@ FOLDER = Path(__file__).parent
 ARCHITECTURES = ["sm_80", "sm_89", "sm_90a", "sm_100a"]
 SHOWN = "sm_90a"
 ELEMENTS = ["BF16", "F16", "F32"]
-TENSOR_CORES = {"attention_tiles.cu"}  # not compiled for f32
+TENSOR_CORES = {"attention_decode.cu", "attention_tiles.cu"}  # not compiled for f32
 PREFILL_ONLY = {"attention_tiles.cu"}  # may spill
 
 
@@ -59,7 +59,8 @@ class Nvrtc:
         options = [option.encode() for option in options]
         array = (ctypes.c_char_p * len(options))(*options)
         if self.library.nvrtcCompileProgram(program, len(options), array) != 0:
-            sys.exit(f"{source.name} for {architecture}, {element}:\n{self.text(program, 'ProgramLog')}")
+            log = self.text(program, "ProgramLog")
+            sys.exit(f"{source.name} for {architecture}, {element}:\n{log}")
         return self.text(program, "PTX")
 
 
@@ -96,7 +97,7 @@ def main():
         for (source, element, architecture), kernels in pool.map(check, jobs):
             for name, registers, spilled in kernels:
                 if architecture == SHOWN and element != "F16":
-                    print(f"{name:24} {element:5} {registers:4} registers {spilled:5} bytes spilled")
+                    print(f"{name:24} {element:4} {registers:4} registers {spilled:4} spilled")
                 if spilled and source.name not in PREFILL_ONLY:
                     spilling.append(f"{name} {element} {architecture}: {spilled} bytes")
     if spilling:

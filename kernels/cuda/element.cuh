@@ -46,28 +46,62 @@ typedef float Element;
 #error "define one of ELEMENT_BF16, ELEMENT_F16 and ELEMENT_F32"
 #endif
 
-// N elements that are moved by as few instructions as 16 bytes a piece allow.
-template <int N, class E>
-struct alignas(N * sizeof(E) < 16 ? N * sizeof(E) : 16) Pack {
-    E at[N];
+// What one instruction moves, or two of them for 32 bytes.
+template <int BYTES>
+struct Raw;
+template <>
+struct Raw<2> {
+    unsigned short words;
+};
+template <>
+struct Raw<4> {
+    u32 words;
+};
+template <>
+struct Raw<8> {
+    uint2 words;
+};
+template <>
+struct Raw<16> {
+    uint4 words;
+};
+template <>
+struct Raw<32> {
+    uint4 words[2];
 };
 
+// N elements that are moved by as few instructions as 16 bytes each allow. They are kept as moved:
+// the compiler splits the copy of a struct of 16-bit fields into loads of 16 bits.
 template <int N, class E>
-__device__ inline void widen(float (&to)[N], const Pack<N, E>& from) {
-#pragma unroll
-    for (int i = 0; i < N; i++) to[i] = to_f32(from.at[i]);
-}
+struct Pack {
+    Raw<N * sizeof(E)> raw;
+};
 
 // `from` is aligned to N elements or 16 bytes, whichever is less; likewise `to` of store.
 template <int N, class E>
+__device__ inline Pack<N, E> fetch(const E* from) {
+    return {*reinterpret_cast<const Raw<N * sizeof(E)>*>(from)};
+}
+
+template <int N, class E>
+__device__ inline void widen(float (&to)[N], const Pack<N, E>& from) {
+    E elements[N];
+    memcpy(elements, &from.raw, sizeof(elements));
+#pragma unroll
+    for (int i = 0; i < N; i++) to[i] = to_f32(elements[i]);
+}
+
+template <int N, class E>
 __device__ inline void load(float (&to)[N], const E* from) {
-    widen(to, *reinterpret_cast<const Pack<N, E>*>(from));
+    widen(to, fetch<N>(from));
 }
 
 template <int N, class E>
 __device__ inline void store(E* to, const float (&from)[N]) {
-    Pack<N, E> pack;
+    E elements[N];
 #pragma unroll
-    for (int i = 0; i < N; i++) from_f32(pack.at[i], from[i]);
-    *reinterpret_cast<Pack<N, E>*>(to) = pack;
+    for (int i = 0; i < N; i++) from_f32(elements[i], from[i]);
+    Raw<N * sizeof(E)> raw;
+    memcpy(&raw, elements, sizeof(raw));
+    *reinterpret_cast<Raw<N * sizeof(E)>*>(to) = raw;
 }

@@ -1,15 +1,33 @@
-// Where the shrunk activations of a segment lie: row after row, target after target, each as wide
-// as its pair's true lora rank (kernels/src/lora.rs). Ranks differ from slot to slot, so the start of
-// a segment is a sum over the segments before it.
+// What a block knows about its segment: rows, the pairs of its slot, and where the shrunk
+// activations lie: row after row, target after target, each as wide as its pair's true lora rank
+// (kernels/src/lora.rs). Ranks differ from slot to slot, so the start of a segment is a sum over
+// the segments before it.
 #pragma once
 
 #include "params.cuh"
 
-struct Shrunk {
-    u32 start;  // of the segment
+constexpr u32 TARGETS_MAX = 8;
+
+struct Job {
+    Segment segment;
+    u32 start;  // of the segment's shrunk activations
     u32 width;  // of one of its rows
     u32 total;  // of all segments: what one rank hands to an all-gather
+    LoraPair pairs[TARGETS_MAX];
+
+    // Whether a target has a pair with this exchange.
+    __device__ bool has(const LoraParams& p, u32 target) const {
+        return pairs[target].shrink_rank > 0 && pairs[target].exchange == p.exchange;
+    }
 };
+
+// An address that came from memory: the compiler cannot know that it is no shared one, and would
+// keep its loads in order with stores to shared memory.
+template <class E>
+__device__ inline const E* in_device_memory(const E* address) {
+    __builtin_assume(__isGlobal(address));
+    return address;
+}
 
 __device__ inline u32 warp_sum(u32 x) {
 #pragma unroll
@@ -17,9 +35,11 @@ __device__ inline u32 warp_sum(u32 x) {
     return x;
 }
 
-// The whole block asks, and ends up past a barrier.
-__device__ inline Shrunk shrunk(const LoraParams& p, u32 segment) {
-    __shared__ Shrunk found;
+// The first warp adds up, the others bring the pairs meanwhile. The whole block asks, and ends up
+// past a barrier.
+__device__ inline const Job& job_of(const LoraParams& p, u32 segment) {
+    __shared__ Job job;
+    const Segment own = p.segments[segment];
     if (threadIdx.x < 32) {
         u32 start = 0, total = 0;
         for (u32 s = threadIdx.x; s < p.segment_count; s += 32) {
@@ -29,9 +49,19 @@ __device__ inline Shrunk shrunk(const LoraParams& p, u32 segment) {
         }
         start = warp_sum(start);
         total = warp_sum(total);
-        u32 width = p.widths[p.segments[segment].slot].of[p.exchange];
-        if (threadIdx.x == 0) found = {start, width, total};
+        if (threadIdx.x == 0) {
+            job.segment = own;
+            job.start = start;
+            job.width = p.widths[own.slot].of[p.exchange];
+            job.total = total;
+        }
+    } else {
+        const uint4* from = reinterpret_cast<const uint4*>(p.pairs + own.slot * p.targets);
+        u32 pieces = p.targets * sizeof(LoraPair) / sizeof(uint4);
+        for (u32 i = threadIdx.x - 32; i < pieces; i += blockDim.x - 32) {
+            reinterpret_cast<uint4*>(job.pairs)[i] = from[i];
+        }
     }
     __syncthreads();
-    return found;
+    return job;
 }

@@ -28,6 +28,13 @@ __device__ inline u32 shared_address(const void* at) {
     return static_cast<u32>(__cvta_generic_to_shared(at));
 }
 
+// An 8 x 8 matrix across the warp, turned: lane l held row l / 4, columns 2 (l % 4) and the next.
+__device__ inline u32 transpose(u32 pair) {
+    u32 turned;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(turned) : "r"(pair));
+    return turned;
+}
+
 // Four 8 x 8 matrices; lane l names row l % 8 of matrix l / 8.
 __device__ inline void load_matrices(u32 (&to)[4], const Element* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"

@@ -111,7 +111,7 @@ struct AttentionParams {
 static_assert(sizeof(AttentionParams) == 128, "kernels/src/cuda/attention.rs has the twin");
 
 // One local pair in device memory. A shrink rank of 0 marks a target without a pair.
-struct LoraPair {
+struct alignas(16) LoraPair {
     const Element* a;  // [shrink_rank, input / a_blocks]
     const Element* b;  // [outputs, expand_rank / b_blocks]
     u32 shrink_rank, expand_rank, a_blocks, b_blocks;

@@ -1,6 +1,6 @@
 // Rotary position embedding (arXiv 2104.09864), rotate-half form: the pair (x, y) that lies half a
-// head apart becomes (x cos - y sin, y cos + x sin). A block turns the heads of one row; keys follow
-// queries in a fused row, so both are one run of heads.
+// head apart becomes (x cos - y sin, y cos + x sin). A block turns the heads of one row; keys
+// follow queries in a fused row, so both are one run of heads.
 #include "params.cuh"
 
 template <int N>

@@ -1,16 +1,16 @@
-//! The paged KV cache, and launches of `attention_rows.cu` and `attention_tiles.cu`.
+//! Launches `attention_decode.cu`, `attention_tiles.cu` and `attention_rows.cu`.
 //!
-//! Rows that are alone in their sequence go to the first kernel, longer runs to the second, which
-//! needs tensor cores and one of four head widths; without these the first kernel takes all rows.
+//! Rows that are alone in their sequence go to the first kernel and longer runs to the second. Both
+//! need 16 bits and one of four head widths; without these the third kernel takes all rows.
 
 use std::sync::Arc;
 
-use contract::tensor::DType;
 use cudarc::driver::CudaStream;
 
 use crate::error::{Error, Result};
-use crate::ops::{CacheShape, Heads};
+use crate::ops::Heads;
 
+use super::cache::Cache;
 use super::device::{Device, Grid, Kernel, to_u32};
 use super::memory::{Buf, Memory};
 use super::program::Programs;
@@ -42,90 +42,61 @@ const _: () = assert!(size_of::<AttentionParams>() == 128);
 /// Rows that `attention_tiles.cu` takes at once.
 pub const ROWS_OF_TILE: usize = 64;
 
-/// Threads of both kernels.
+/// Threads of all three.
 const THREADS: u32 = 128;
 
-/// Positions of a tile, and the most chunks that a row is cut into, in `attention_rows.cu`.
+/// Positions of a tile, and the most chunks that a row is cut into (`attention.cuh`).
 const TILE: usize = 128;
 const CHUNKS_MAX: usize = 16;
 
-/// Rows of one launch of `attention_rows.cu`; bounds the memory of partial results.
+/// Rows of one launch that cuts rows into chunks; bounds the memory of partial results.
 const ROWS_MAX: usize = 256;
 
-/// Head widths that `attention_tiles.cu` is compiled for.
-const TILED: [(usize, &str); 4] = [
-    (64, "attention_tiles_64"),
-    (96, "attention_tiles_96"),
-    (128, "attention_tiles_128"),
-    (256, "attention_tiles_256"),
+/// Query heads that a block of `attention_decode.cu` attends to.
+const DECODE_HEADS: usize = 8;
+
+/// Head widths that the kernels for tensor cores are compiled for.
+const WIDTHS: [(usize, &str, &str); 4] = [
+    (64, "attention_decode_64", "attention_tiles_64"),
+    (96, "attention_decode_96", "attention_tiles_96"),
+    (128, "attention_decode_128", "attention_tiles_128"),
+    (256, "attention_decode_256", "attention_tiles_256"),
 ];
 
 /// The widest head that a warp of `attention_rows.cu` holds, 8 elements a lane.
 const DIM_MAX: usize = 256;
 
-/// Keys and values of one layer, `[blocks, heads, block_tokens, dim]` each.
-pub struct Cache {
-    memory: Memory,
-    shape: CacheShape,
-    held: DType,
-}
-
-impl Cache {
-    pub fn new(stream: &Arc<CudaStream>, shape: CacheShape, held: DType) -> Result<Self> {
-        if shape.dtype != held && held != DType::F32 {
-            let wanted = shape.dtype;
-            let why = format!("a KV cache of {wanted} was asked for beside a model of {held}");
-            return Err(Error::Device(why + ": the CUDA backend keeps both in one type"));
-        }
-        let memory = Memory::zeroed(stream, 2 * half_bytes(&shape, held), "the KV cache")?;
-        Ok(Self { memory, shape, held })
-    }
-
-    pub fn keys(&self) -> u64 {
-        self.memory.address()
-    }
-
-    pub fn values(&self) -> u64 {
-        self.memory.address() + half_bytes(&self.shape, self.held) as u64
-    }
-
-    /// The element type that its values are rounded to, if it is not the one they are kept in.
-    pub fn stands_for(&self) -> Option<DType> {
-        (self.shape.dtype != self.held).then_some(self.shape.dtype)
-    }
-
-    pub fn block_tokens(&self) -> u32 {
-        to_u32(self.shape.block_tokens)
-    }
-}
-
-fn half_bytes(shape: &CacheShape, held: DType) -> usize {
-    let elements = shape.blocks * shape.block_tokens * shape.heads * shape.dim;
-    (elements * held.bytes()).next_multiple_of(256)
-}
-
-/// `attention_tiles.cu` for one head width.
-pub struct Tiles {
+/// `attention_decode.cu` and `attention_tiles.cu` for one head width.
+pub struct TensorCores {
     dim: usize,
-    shared_bytes: usize,
-    kernel: Kernel<AttentionParams>,
+    decode: Kernel<AttentionParams>,
+    tiles: Kernel<AttentionParams>,
 }
 
-impl Tiles {
+impl TensorCores {
     /// Those that were compiled: all or none.
     pub fn all(programs: &Programs) -> Result<Vec<Self>> {
         if programs.module("attention_tiles").is_none() {
             return Ok(Vec::new());
         }
-        let load = |(dim, name): (usize, &'static str)| {
-            // The queries, and two tiles of keys and of values, in rows padded by 16 bytes.
-            let keys = if dim > 128 { 32 } else { 64 };
-            let shared_bytes = (ROWS_OF_TILE + 4 * keys) * (dim + 8) * 2;
-            let kernel = Kernel::new(programs, "attention_tiles", name)?;
-            Ok(Self { dim, shared_bytes, kernel: kernel.allow_shared(shared_bytes)? })
+        let load = |(dim, decode, tiles): (usize, &'static str, &'static str)| {
+            let tiles = Kernel::new(programs, "attention_tiles", tiles)?;
+            let tiles = tiles.allow_shared(tiles_shared_bytes(dim))?;
+            Ok(Self { dim, decode: Kernel::new(programs, "attention_decode", decode)?, tiles })
         };
-        TILED.into_iter().map(load).collect()
+        WIDTHS.into_iter().map(load).collect()
     }
+}
+
+/// The queries, and two tiles of keys and of values, in rows padded by 16 bytes.
+fn tiles_shared_bytes(dim: usize) -> usize {
+    let keys = if dim > 128 { 32 } else { 64 };
+    (ROWS_OF_TILE + 4 * keys) * (dim + 8) * 2
+}
+
+/// A share of every warp and head: largest score, sum of weights, sum of values.
+fn decode_shared_bytes(dim: usize) -> usize {
+    DECODE_HEADS * (THREADS as usize / 32) * (2 + dim) * size_of::<f32>()
 }
 
 /// Memory for rows whose positions are shared between blocks. It grows when a batch needs more.
@@ -166,15 +137,19 @@ pub fn attention(
     operands: Operands<'_>,
 ) -> Result<()> {
     let params = params(device, heads, step, &operands);
-    let tiled = device.kernels.attention_tiles.iter().find(|tiles| tiles.dim == heads.dim);
-    let Some(tiled) = tiled else {
+    let wide = device.kernels.attention_tensor.iter().find(|kernels| kernels.dim == heads.dim);
+    let Some(kernels) = wide else {
         let all = Work { address: 0, count: step.rows };
-        return rows(device, scratch, heads, step, (params, all));
+        let (kernel, heads_at_once) = rows_kernel(device, heads)?;
+        let by_rows = ByRows { kernel, heads_at_once, shared_bytes: 0 };
+        return by_rows.launch(device, scratch, (heads, step), (params, all));
     };
     let grid = Grid::of_3((step.tiles.count, heads.queries, 1), THREADS);
     let tiles = AttentionParams { work: step.tiles.address, ..params };
-    device.launch(&tiled.kernel, grid.shared(tiled.shared_bytes), &tiles)?;
-    rows(device, scratch, heads, step, (params, step.singles))
+    device.launch(&kernels.tiles, grid.shared(tiles_shared_bytes(heads.dim)), &tiles)?;
+    let shared_bytes = decode_shared_bytes(heads.dim);
+    let by_rows = ByRows { kernel: &kernels.decode, heads_at_once: DECODE_HEADS, shared_bytes };
+    by_rows.launch(device, scratch, (heads, step), (params, step.singles))
 }
 
 fn params(
@@ -203,36 +178,54 @@ fn params(
     }
 }
 
-/// Launches `attention_rows.cu` over rows of a list, or over as many rows from the first on.
-fn rows(
-    device: &Device,
-    scratch: &mut Scratch,
+/// The kernel of `attention_rows.cu` for these heads, and how many heads it takes at once.
+fn rows_kernel<'a>(
+    device: &'a Device,
     heads: &Heads,
-    step: &Step,
-    (mut params, work): (AttentionParams, Work),
-) -> Result<()> {
+) -> Result<(&'a Kernel<AttentionParams>, usize)> {
     if heads.dim > DIM_MAX {
         return Err(Error::Device(format!("heads of {}: up to {DIM_MAX} would do", heads.dim)));
     }
-    let chunks = chunks_max(heads, step);
-    let group = heads.queries / heads.keys_values;
-    let at_once = [1, 2, 4, 8].into_iter().find(|heads| *heads >= group).unwrap_or(8);
-    let parts = heads.keys_values * group.div_ceil(at_once);
     let lanes = [8, 16, 32].iter().position(|lanes| lanes * 8 >= heads.dim).unwrap_or(2);
-    let kernel = &device.kernels.attention_rows[lanes][at_once.ilog2() as usize];
-    if chunks > 1 {
-        let tasks = work.count.min(ROWS_MAX) * parts;
-        let partials = tasks * at_once * CHUNKS_MAX * (2 + heads.dim) * size_of::<f32>();
-        scratch.reserve(device, partials, tasks * size_of::<u32>())?;
+    let [one, four] = &device.kernels.attention_rows[lanes];
+    Ok(if heads.queries == heads.keys_values { (one, 1) } else { (four, 4) })
+}
+
+/// A kernel that takes rows one by one, cut into chunks as `attention.cuh` says.
+struct ByRows<'a> {
+    kernel: &'a Kernel<AttentionParams>,
+    heads_at_once: usize,
+    shared_bytes: usize,
+}
+
+impl ByRows<'_> {
+    /// Launches it over the rows of a list, or, where that has no address, over the first rows.
+    fn launch(
+        &self,
+        device: &Device,
+        scratch: &mut Scratch,
+        (heads, step): (&Heads, &Step),
+        (mut params, work): (AttentionParams, Work),
+    ) -> Result<()> {
+        let chunks = chunks_max(heads, step);
+        let group = heads.queries / heads.keys_values;
+        let parts = heads.keys_values * group.div_ceil(self.heads_at_once);
+        if chunks > 1 {
+            let tasks = work.count.min(ROWS_MAX) * parts;
+            let floats = tasks * self.heads_at_once * CHUNKS_MAX * (2 + heads.dim);
+            scratch.reserve(device, floats * size_of::<f32>(), tasks * size_of::<u32>())?;
+        }
+        params.partials = scratch.partials.address();
+        params.arrivals = scratch.arrivals.address();
+        for first in (0..work.count).step_by(ROWS_MAX) {
+            let count = (work.count - first).min(ROWS_MAX);
+            params.first = to_u32(first);
+            params.work = if work.address == 0 { 0 } else { work.address + 4 * first as u64 };
+            let grid = Grid::of_3((chunks, parts, count), THREADS);
+            device.launch(self.kernel, grid.shared(self.shared_bytes), &params)?;
+        }
+        Ok(())
     }
-    (params.partials, params.arrivals) = (scratch.partials.address(), scratch.arrivals.address());
-    for first in (0..work.count).step_by(ROWS_MAX) {
-        let count = (work.count - first).min(ROWS_MAX);
-        params.first = to_u32(first);
-        params.work = if work.address == 0 { 0 } else { work.address + 4 * first as u64 };
-        device.launch(kernel, Grid::of_3((chunks, parts, count), THREADS), &params)?;
-    }
-    Ok(())
 }
 
 /// The most chunks that a row of this step is cut into; `attention_rows.cu` cuts each by itself.

@@ -3,12 +3,12 @@
 use crate::error::Result;
 
 use super::add::AddParams;
-use super::attention::{AttentionParams, Tiles};
+use super::attention::{AttentionParams, TensorCores};
 use super::device::Kernel;
 use super::embed::EmbedParams;
 use super::head_norm::HeadNormParams;
 use super::kv_store::KvStoreParams;
-use super::lora::LoraParams;
+use super::lora::ByRows;
 use super::pick_rows::PickRowsParams;
 use super::program::Programs;
 use super::rms_norm::RmsNormParams;
@@ -20,10 +20,10 @@ use super::silu_mul::SiluMulParams;
 pub struct Kernels {
     pub add: Kernel<AddParams>,
     pub argmax: Kernel<ArgmaxParams>,
-    /// By lanes that hold one position (8, 16, 32), and by heads at once (1, 2, 4, 8).
-    pub attention_rows: [[Kernel<AttentionParams>; 4]; 3],
+    /// By lanes that hold one position (8, 16, 32), and by heads at once (1, 4).
+    pub attention_rows: [[Kernel<AttentionParams>; 2]; 3],
     /// By head width; empty for f32.
-    pub attention_tiles: Vec<Tiles>,
+    pub attention_tensor: Vec<TensorCores>,
     pub embed: Kernel<EmbedParams>,
     pub head_norm: Kernel<HeadNormParams>,
     pub kv_store: Kernel<KvStoreParams>,
@@ -35,18 +35,11 @@ pub struct Kernels {
     pub silu_mul: Kernel<SiluMulParams>,
 }
 
-/// One kernel for segments of one row, and one that takes 8 rows at a time.
-pub struct ByRows {
-    pub one: Kernel<LoraParams>,
-    pub eight: Kernel<LoraParams>,
-}
-
 impl Kernels {
     pub fn new(programs: &Programs) -> Result<Self> {
-        let rows = |names: [&'static str; 4]| -> Result<[Kernel<AttentionParams>; 4]> {
-            let [one, two, four, eight] =
-                names.map(|name| Kernel::new(programs, "attention_rows", name));
-            Ok([one?, two?, four?, eight?])
+        let rows = |one, four| -> Result<[Kernel<AttentionParams>; 2]> {
+            let file = "attention_rows";
+            Ok([Kernel::new(programs, file, one)?, Kernel::new(programs, file, four)?])
         };
         let by_rows = |file, one, eight| -> Result<ByRows> {
             let (one, eight) =
@@ -57,26 +50,11 @@ impl Kernels {
             add: Kernel::new(programs, "add", "add")?,
             argmax: Kernel::new(programs, "argmax", "argmax")?,
             attention_rows: [
-                rows([
-                    "attention_rows_8_1",
-                    "attention_rows_8_2",
-                    "attention_rows_8_4",
-                    "attention_rows_8_8",
-                ])?,
-                rows([
-                    "attention_rows_16_1",
-                    "attention_rows_16_2",
-                    "attention_rows_16_4",
-                    "attention_rows_16_8",
-                ])?,
-                rows([
-                    "attention_rows_32_1",
-                    "attention_rows_32_2",
-                    "attention_rows_32_4",
-                    "attention_rows_32_8",
-                ])?,
+                rows("attention_rows_8_1", "attention_rows_8_4")?,
+                rows("attention_rows_16_1", "attention_rows_16_4")?,
+                rows("attention_rows_32_1", "attention_rows_32_4")?,
             ],
-            attention_tiles: Tiles::all(programs)?,
+            attention_tensor: TensorCores::all(programs)?,
             embed: Kernel::new(programs, "embed", "embed")?,
             head_norm: Kernel::new(programs, "head_norm", "head_norm")?,
             kv_store: Kernel::new(programs, "kv_store", "kv_store")?,

@@ -5,7 +5,7 @@ use contract::tensor::DType;
 use crate::error::Result;
 use crate::ops::Heads;
 
-use super::attention::Cache;
+use super::cache::Cache;
 use super::device::{Device, Grid, threads_for, to_u32};
 use super::memory::Buf;
 use super::step::{Index, Step};

@@ -1,38 +1,38 @@
-//! Adapter pairs of one site on the device, and launches of `lora_shrink.cu` and `lora_expand.cu`.
+//! Adapter pairs of one site on the device, and what shrink and expand share.
 //!
 //! Kernels find a slot's pairs through a table in device memory, so that a batch names slots only.
 //! The host keeps what it needs to size a launch.
 
 use std::sync::Arc;
 
-use contract::adapter::{Exchange, LocalPair, PairShape, Slot};
+use contract::adapter::{Exchange, PairShape, Slot};
 use contract::tensor::DType;
 use cudarc::driver::CudaStream;
 
 use crate::element;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::lora::{SiteShape, SlotPairs};
 
-use super::device::{Device, Grid, to_u32};
-use super::memory::{Buf, Memory};
+use super::device::{Device, Kernel, to_u32};
+use super::memory::Memory;
 use super::step::Step;
-use super::upload::{Upload, bytes_of};
+use super::upload::{Plain, Upload, bytes_of};
 
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct LoraParams {
-    pairs: u64,
-    widths: u64,
-    segments: u64,
-    x: u64,
-    y: u64,
-    h: u64,
-    segment_count: u32,
-    targets: u32,
-    width: u32,
-    exchange: u32,
-    h_stride: u32,
-    padding: u32,
+    pub pairs: u64,
+    pub widths: u64,
+    pub segments: u64,
+    pub x: u64,
+    pub y: u64,
+    pub h: u64,
+    pub segment_count: u32,
+    pub targets: u32,
+    pub width: u32,
+    pub exchange: u32,
+    pub h_stride: u32,
+    pub padding: u32,
 }
 
 const _: () = assert!(size_of::<LoraParams>() == 72);
@@ -40,12 +40,12 @@ const _: () = assert!(size_of::<LoraParams>() == 72);
 /// One local pair, as kernels find it; all zeros where a target has none.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
-struct PairEntry {
+pub struct PairEntry {
     a: u64,
     b: u64,
-    shrink_rank: u32,
-    expand_rank: u32,
-    a_blocks: u32,
+    pub shrink_rank: u32,
+    pub expand_rank: u32,
+    pub a_blocks: u32,
     b_blocks: u32,
     output: u32,
     outputs: u32,
@@ -55,24 +55,27 @@ struct PairEntry {
 
 const _: () = assert!(size_of::<PairEntry>() == 48);
 
+// SAFETY: two fields of 8 bytes and eight of 4 fill its 48 bytes.
+unsafe impl Plain for PairEntry {}
+
 /// Shrunk columns of one row of a slot, by exchange.
 type Widths = [u32; 3];
 
-/// Threads of both kernels.
-const THREADS: usize = 128;
+/// Targets of a site, at most, as the kernels have room for.
+const TARGETS_MAX: usize = 8;
 
-/// Rows of A that a block of `lora_shrink.cu` takes.
-const TILE: usize = 4;
+/// Lora rank of all pairs of a slot, at most: 8 rows of them fit into shared memory.
+const RANK_MAX: usize = 1536;
 
 /// Rows of the batch that a block takes at once, where a segment has more than one.
-const ROWS: usize = 8;
+pub const ROWS: usize = 8;
 
 /// Factors start at multiples of this many bytes.
 const ALIGNMENT: usize = 256;
 
 /// The pairs of all slots at one site.
 pub struct Site {
-    shape: SiteShape,
+    pub shape: SiteShape,
     /// The pairs' values are rounded to this.
     dtype: DType,
     /// `[slots, targets]` of [`PairEntry`].
@@ -91,6 +94,7 @@ struct Loaded {
 
 impl Site {
     pub fn new(stream: &Arc<CudaStream>, shape: SiteShape, dtype: DType) -> Result<Self> {
+        assert!(shape.targets.len() <= TARGETS_MAX, "too many targets: this is a bug");
         let pairs = shape.slots * shape.targets.len() * size_of::<PairEntry>();
         let widths = shape.slots * size_of::<Widths>();
         Ok(Self {
@@ -108,22 +112,25 @@ impl Site {
         upload: &mut Upload,
         loaded: &SlotPairs<'_>,
     ) -> Result<()> {
+        fits(loaded)?;
         let held = device.dtype;
         let place = |len: usize| (len * held.bytes()).next_multiple_of(ALIGNMENT);
         let present = loaded.pairs.iter().flatten();
         let bytes = present.map(|pair| place(pair.a.len()) + place(pair.b.len())).sum();
         let factors = Memory::zeroed(&device.stream, bytes, "an adapter")?;
         let mut entries = vec![PairEntry::default(); self.shape.targets.len()];
-        let (mut widths, mut address, mut first) = ([0; 3], factors.address(), 0);
-        for (target, pair) in loaded.pairs.iter().enumerate() {
+        let (mut widths, mut a, mut first) = ([0; 3], factors.address(), 0);
+        for ((entry, pair), outputs) in
+            entries.iter_mut().zip(&loaded.pairs).zip(&self.shape.targets)
+        {
             if let Some(pair) = pair {
-                let b = address + place(pair.a.len()) as u64;
-                self.bring(upload, held, &pair.a, address)?;
+                let b = a + place(pair.a.len()) as u64;
+                self.bring(upload, held, &pair.a, a)?;
                 self.bring(upload, held, &pair.b, b)?;
-                entries[target] = entry(pair, (address, b), first, &mut widths);
-                address = b + place(pair.b.len()) as u64;
+                *entry = PairEntry::new(&pair.shape, (a, b), first, &mut widths);
+                a = b + place(pair.b.len()) as u64;
             }
-            first += self.shape.targets[target];
+            first += outputs;
         }
         self.enter(upload, loaded.slot, Loaded { entries, widths, _factors: factors })
     }
@@ -168,17 +175,20 @@ impl Site {
         loaded.map_or(0, |loaded| loaded.widths[exchange as usize] as usize)
     }
 
-    /// The most that `size` says about the pairs of any slot that a step names.
-    fn most(&self, step: &Step, exchange: Exchange, size: impl Fn(&PairEntry) -> usize) -> usize {
-        let of_slot = |(slot, _): &(Slot, u32)| {
+    /// The pairs with this exchange of each slot that a step names.
+    pub fn pairs<'a>(
+        &'a self,
+        step: &'a Step,
+        exchange: Exchange,
+    ) -> impl Iterator<Item = impl Iterator<Item = &'a PairEntry>> {
+        step.segments.entries.iter().map(move |(slot, _)| {
             let loaded = self.slots[slot.index()].iter();
-            let pairs = loaded.flat_map(|loaded| &loaded.entries);
-            pairs.filter(|pair| pair.takes_part(exchange)).map(&size).sum()
-        };
-        step.segments.entries.iter().map(of_slot).max().unwrap_or(0)
+            let entries = loaded.flat_map(|loaded| &loaded.entries);
+            entries.filter(move |pair| pair.takes_part(exchange))
+        })
     }
 
-    fn params(&self, step: &Step, exchange: Exchange) -> LoraParams {
+    pub fn params(&self, step: &Step, exchange: Exchange) -> LoraParams {
         LoraParams {
             pairs: self.pairs.address(),
             widths: self.widths.address(),
@@ -197,94 +207,56 @@ impl Site {
 }
 
 impl PairEntry {
+    /// The entry of a pair whose factors lie at `a` and `b` and whose target starts at output
+    /// column `first`; counts its shrunk columns in `widths`.
+    fn new(shape: &PairShape, (a, b): (u64, u64), first: usize, widths: &mut Widths) -> Self {
+        let width = &mut widths[shape.exchange as usize];
+        let h = *width;
+        *width += to_u32(shape.shrink_rank);
+        Self {
+            a,
+            b,
+            shrink_rank: to_u32(shape.shrink_rank),
+            expand_rank: to_u32(shape.expand_rank),
+            a_blocks: to_u32(shape.a_blocks),
+            b_blocks: to_u32(shape.b_blocks),
+            output: to_u32(first + shape.output.start),
+            outputs: to_u32(shape.output.len()),
+            exchange: shape.exchange as u32,
+            h,
+        }
+    }
+
     fn takes_part(&self, exchange: Exchange) -> bool {
         self.shrink_rank > 0 && self.exchange == exchange as u32
     }
-
-    /// Blocks of `lora_shrink.cu` that this pair takes.
-    fn tiles(&self) -> usize {
-        let block_rank = (self.shrink_rank / self.a_blocks) as usize;
-        block_rank.div_ceil(TILE) * self.a_blocks as usize
-    }
 }
 
-/// The entry of a pair whose factors lie at `a` and `b` and whose target starts at output column
-/// `first`; counts its columns in `widths`.
-fn entry(pair: &LocalPair, (a, b): (u64, u64), first: usize, widths: &mut Widths) -> PairEntry {
-    let PairShape { ref output, shrink_rank, expand_rank, a_blocks, b_blocks, exchange, .. } =
-        pair.shape;
-    let width = &mut widths[exchange as usize];
-    let h = *width;
-    *width += to_u32(shrink_rank);
-    PairEntry {
-        a,
-        b,
-        shrink_rank: to_u32(shrink_rank),
-        expand_rank: to_u32(expand_rank),
-        a_blocks: to_u32(a_blocks),
-        b_blocks: to_u32(b_blocks),
-        output: to_u32(first + output.start),
-        outputs: to_u32(output.len()),
-        exchange: exchange as u32,
-        h,
+/// Refuses pairs whose shrunk activations the kernels have no room for.
+fn fits(loaded: &SlotPairs<'_>) -> Result<()> {
+    let ranks = loaded.pairs.iter().flatten().map(|pair| pair.shape.expand_rank);
+    let rank: usize = ranks.map(|rank| rank.next_multiple_of(4)).sum();
+    if rank > RANK_MAX {
+        let why = format!("lora ranks of {rank} together at one site: up to {RANK_MAX} would do");
+        return Err(Error::Device(why));
     }
-}
-
-pub fn shrink(
-    device: &Device,
-    x: &Buf,
-    site: &Site,
-    step: &Step,
-    exchange: Exchange,
-    h: &mut Buf,
-) -> Result<()> {
-    let len = site.len(step, exchange);
-    if len == 0 {
-        return Ok(());
-    }
-    let params = LoraParams {
-        x: x.address(device.dtype, step.rows * site.shape.input),
-        h: h.address(DType::F32, len),
-        width: to_u32(site.shape.input),
-        ..site.params(step, exchange)
-    };
-    let tiles = site.most(step, exchange, PairEntry::tiles);
-    let (kernels, groups) = (&device.kernels.lora_shrink, groups(step));
-    let kernel = if step.segments.rows_max == 1 { &kernels.one } else { &kernels.eight };
-    let grid = Grid::of_3((tiles, step.segments.entries.len(), groups), THREADS as u32);
-    device.launch(kernel, grid, &params)
-}
-
-pub fn expand(
-    device: &Device,
-    h: &Buf,
-    site: &Site,
-    step: &Step,
-    exchange: Exchange,
-    y: &mut Buf,
-) -> Result<()> {
-    let len = site.len(step, exchange);
-    if len == 0 {
-        return Ok(());
-    }
-    let stride = site.most(step, exchange, |pair| pair.expand_rank.next_multiple_of(4) as usize);
-    let width = site.shape.output();
-    let params = LoraParams {
-        y: y.address(device.dtype, step.rows * width),
-        h: h.address(DType::F32, len),
-        width: to_u32(width),
-        h_stride: to_u32(stride),
-        ..site.params(step, exchange)
-    };
-    let (kernels, groups) = (&device.kernels.lora_expand, groups(step));
-    let one = step.segments.rows_max == 1;
-    let (kernel, rows) = if one { (&kernels.one, 1) } else { (&kernels.eight, ROWS) };
-    let segments = step.segments.entries.len();
-    let grid = Grid::of_3((width.div_ceil(THREADS), segments, groups), THREADS as u32);
-    device.launch(kernel, grid.shared(rows * stride * size_of::<f32>()), &params)
+    Ok(())
 }
 
 /// Groups of rows of the longest segment.
-fn groups(step: &Step) -> usize {
+pub fn groups(step: &Step) -> usize {
     (step.segments.rows_max as usize).div_ceil(ROWS)
+}
+
+/// One kernel for segments of one row, and one that takes [`ROWS`] rows at a time.
+pub struct ByRows {
+    pub one: Kernel<LoraParams>,
+    pub eight: Kernel<LoraParams>,
+}
+
+impl ByRows {
+    /// The kernel for the segments of a step, and how many rows it takes.
+    pub fn of(&self, step: &Step) -> (&Kernel<LoraParams>, usize) {
+        if step.segments.rows_max == 1 { (&self.one, 1) } else { (&self.eight, ROWS) }
+    }
 }

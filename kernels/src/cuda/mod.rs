@@ -25,11 +25,14 @@ mod add;
 mod gemm;
 mod head_norm;
 mod rope;
+mod cache;
 mod kv_store;
 mod attention;
 mod silu_mul;
 mod pick_rows;
 mod lora;
+mod lora_shrink;
+mod lora_expand;
 mod sample;
 mod graph;
 
@@ -44,7 +47,8 @@ use crate::error::{Error, Result};
 use crate::lora::{SiteShape, SlotPairs};
 use crate::ops::{CacheShape, HeadNorm, Heads, LogitsLayout, Ops, Precision, WeightView};
 
-use attention::{Cache, Scratch};
+use attention::Scratch;
+use cache::Cache;
 use device::Device;
 use gemm::Gemm;
 use lora::Site;
@@ -221,7 +225,7 @@ impl Ops for Cuda {
         exchange: Exchange,
         h: &mut Buf,
     ) -> Result<()> {
-        lora::shrink(&self.device, x, site, step, exchange, h)
+        lora_shrink::lora_shrink(&self.device, x, site, step, exchange, h)
     }
 
     fn lora_expand(
@@ -232,7 +236,7 @@ impl Ops for Cuda {
         exchange: Exchange,
         y: &mut Buf,
     ) -> Result<()> {
-        lora::expand(&self.device, h, site, step, exchange, y)
+        lora_expand::lora_expand(&self.device, h, site, step, exchange, y)
     }
 
     fn sample(

@@ -36,15 +36,17 @@ macro_rules! embedded {
     };
 }
 
-const HEADERS: &[Source] = embedded!(".cuh": "element", "lora", "mma", "paged", "params", "reduce");
+const HEADERS: &[Source] =
+    embedded!(".cuh": "attention", "element", "lora", "mma", "paged", "params", "reduce");
 
 const SOURCES: &[Source] = embedded!(
-    ".cu": "add", "argmax", "attention_rows", "attention_tiles", "embed", "head_norm", "kv_store",
-    "lora_expand", "lora_shrink", "pick_rows", "rms_norm", "rope", "silu_mul"
+    ".cu": "add", "argmax", "attention_decode", "attention_rows", "attention_tiles", "embed",
+    "head_norm", "kv_store", "lora_expand", "lora_shrink", "pick_rows", "rms_norm", "rope",
+    "silu_mul"
 );
 
 /// Compiled for tensor cores, which do not multiply f32.
-const SIXTEEN_BIT_ONLY: &[&str] = &["attention_tiles"];
+const SIXTEEN_BIT_ONLY: &[&str] = &["attention_decode", "attention_tiles"];
 
 /// Where a program runs and what it computes with.
 #[derive(Clone, Debug)]
@@ -85,7 +87,8 @@ impl Programs {
         };
         let load = |source: &'static Source| -> Result<_> {
             let binary = Ptx::from_binary(cached(source, target, cache)?);
-            let what = format!("loading {}.cu for {}", source.name, target.architecture);
+            let from = cache.map_or_else(String::new, |from| format!(" from {}", from.display()));
+            let what = format!("loading {}.cu for {}{from}", source.name, target.architecture);
             Ok((source.name, context.load_module(binary).during(&what)?))
         };
         thread::scope(|scope| {
@@ -144,14 +147,15 @@ fn compile(source: &Source, target: &Target) -> Result<Vec<u8>> {
     let options = target.options().map(c_string);
     let pointers = options.each_ref().map(|option| option.as_ptr());
     // SAFETY: the program is alive and the options are as many C strings as announced.
-    let status = unsafe { sys::nvrtcCompileProgram(program.0, 3, pointers.as_ptr()) };
+    let status =
+        unsafe { sys::nvrtcCompileProgram(program.0, pointers.len() as i32, pointers.as_ptr()) };
     status.result().map_err(|error| {
         let (name, architecture) = (source.name, &target.architecture);
         let log = program.log();
+        let (major, minor) = nvrtc_version();
         Error::Device(format!(
-            "NVRTC {:?} cannot compile {name}.cu for {architecture}: {error}; a \
-             newer NVRTC may know this GPU. It says: {log}",
-            nvrtc_version()
+            "NVRTC {major}.{minor} cannot compile {name}.cu for {architecture}: {error}; a newer \
+             one may know this GPU. It says: {log}"
         ))
     })?;
     program.binary()

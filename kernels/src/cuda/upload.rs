@@ -115,9 +115,20 @@ impl Pinned {
     }
 }
 
-/// The bytes of plain structs, as kernels read them.
-pub fn bytes_of<T: Copy>(values: &[T]) -> &[u8] {
-    // SAFETY: only `repr(C)` structs of integers without padding are passed, whose sizes are
-    // asserted where they are defined.
+/// Values that are nothing but their bytes.
+///
+/// # Safety
+///
+/// The type has no padding.
+pub unsafe trait Plain: Copy {}
+
+// SAFETY: integers and arrays of such values have none.
+unsafe impl Plain for u32 {}
+// SAFETY: as above.
+unsafe impl<T: Plain, const N: usize> Plain for [T; N] {}
+
+/// The bytes of values, as kernels read them.
+pub fn bytes_of<T: Plain>(values: &[T]) -> &[u8] {
+    // SAFETY: values without padding are initialised bytes, as many as their size.
     unsafe { slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
 }

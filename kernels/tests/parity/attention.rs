@@ -33,7 +33,7 @@ pub fn check<O: Ops>(bench: &mut Bench<O>) {
         let cuts = [vec![1], vec![3, 20], vec![17, 1, 64]];
         compare(bench, (heads, block_tokens), &LENGTHS, &cuts);
     }
-    let heads = Heads { queries: 2, keys_values: 1, dim: 8, scale: 0.4, window: None };
+    let heads = Heads { queries: 1, keys_values: 1, dim: 64, scale: 0.4, window: None };
     compare(bench, (heads, 16), &[LONG], &[vec![LONG - 3, 1]]);
 }
 

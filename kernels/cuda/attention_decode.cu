@@ -1,0 +1,204 @@
+// out = sum of softmax(scale * query . key) * value over the positions that one row sees, on tensor
+// cores: decode of 16-bit models.
+// Up to 8 query heads that share a key/value head are the columns of both products, so that keys
+// and values are read once for all of them: S^T = K Q^T, and O^T = V^T P^T. Keys and values go from
+// memory to registers, 16 bytes a lane, as they lie: a product does not mind in which order it
+// meets the elements of a head, as long as both operands agree, nor an output which of its rows is
+// which.
+//
+// For 16 positions of one warp, lane l = 4 g + t holds
+//   of K^T, for every 32 elements of the head: elements 8 t to 8 t + 7 of positions g and g + 8;
+//   of S^T and P^T: positions g and g + 8, heads 2 t and 2 t + 1;
+//   of V^T, for every 64 elements: elements 8 g to 8 g + 7 of positions 2 t, 2 t + 1, 2 t + 8 and
+//     2 t + 9;
+//   of O^T, for every 64 elements: elements 8 g to 8 g + 7 of heads 2 t and 2 t + 1.
+// Where only 32 elements are left of a head, the last two lines have 4 g to 4 g + 3.
+#include "attention.cuh"
+#include "mma.cuh"
+
+constexpr int HEADS = 8;
+
+// Two positions' pairs of elements, turned into two elements' pairs of positions.
+__device__ inline void interleave(u32 a, u32 b, u32& low, u32& high) {
+    low = __byte_perm(a, b, 0x5410);
+    high = __byte_perm(a, b, 0x7632);
+}
+
+template <int DIM>
+struct Decode {
+    static constexpr int STEPS = DIM / 16;  // products that a score takes
+    static constexpr int TILES = DIM / 16;  // products that 16 positions' values take
+    // There are no registers for the keys and the values of a wide head at once.
+    static constexpr bool WIDE = DIM > 128;
+
+    u32 query[STEPS][2];
+    float largest[2], total[2], sum[TILES][4];
+
+    __device__ Decode(const AttentionParams& p, const Task& task) {
+        const u32 g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+        const u64 fused = static_cast<u64>(p.query_heads + 2 * p.key_heads) * DIM;
+        const Element* from = p.qkv + task.row * fused + (task.query_head + g) * DIM + t * 8;
+#pragma unroll
+        for (int step = 0; step < STEPS; step += 2) {
+            uint4 raw = {};
+            if (g < task.heads) raw = fetch<8>(from + step * 16).raw.words;
+            query[step][0] = raw.x, query[step][1] = raw.y;
+            query[step + 1][0] = raw.z, query[step + 1][1] = raw.w;
+        }
+        largest[0] = largest[1] = minus_infinity();
+        total[0] = total[1] = 0.0f;
+#pragma unroll
+        for (int tile = 0; tile < TILES; tile++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) sum[tile][i] = 0.0f;
+        }
+    }
+
+    // The 16 positions that lie in `slot` of the lanes from `first` on, of which `seen` are seen.
+    __device__ void take(const AttentionParams& p, u32 slot, u32 first, u32 seen) {
+        const u32 g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+        auto at = [&](u32 i) { return static_cast<u64>(__shfl_sync(~0u, slot, first + i)) * DIM; };
+        const u64 low = at(g), high = at(g + 8);
+        const u64 places[4] = {at(2 * t), at(2 * t + 1), at(2 * t + 8), at(2 * t + 9)};
+        uint4 keys[DIM / 32][2];
+#pragma unroll
+        for (int i = 0; i < DIM / 32; i++) {
+            keys[i][0] = fetch<8>(p.keys + low + i * 32 + t * 8).raw.words;
+            keys[i][1] = fetch<8>(p.keys + high + i * 32 + t * 8).raw.words;
+        }
+        float scores[4] = {};
+        if constexpr (WIDE) score(scores, keys);
+        uint4 values[DIM / 64][4];
+#pragma unroll
+        for (int i = 0; i < DIM / 64; i++) {
+#pragma unroll
+            for (int n = 0; n < 4; n++) {
+                values[i][n] = fetch<8>(p.values + places[n] + i * 64 + g * 8).raw.words;
+            }
+        }
+        if constexpr (!WIDE) score(scores, keys);
+        u32 weights[2];
+        weigh(scores, p.scale, seen, weights);
+        gather(values, weights);
+        if constexpr (DIM % 64 != 0) {
+            uint2 rest[4];
+#pragma unroll
+            for (int n = 0; n < 4; n++) {
+                rest[n] = fetch<4>(p.values + places[n] + DIM / 64 * 64 + g * 4).raw.words;
+            }
+            add(DIM / 64 * 4, rest[0].x, rest[1].x, rest[2].x, rest[3].x, weights);
+            add(DIM / 64 * 4 + 1, rest[0].y, rest[1].y, rest[2].y, rest[3].y, weights);
+        }
+    }
+
+    __device__ void score(float (&scores)[4], const uint4 (&keys)[DIM / 32][2]) const {
+#pragma unroll
+        for (int i = 0; i < DIM / 32; i++) {
+            const uint4 a = keys[i][0], b = keys[i][1];
+            const u32 first[4] = {a.x, b.x, a.y, b.y}, second[4] = {a.z, b.z, a.w, b.w};
+            multiply_add(scores, first, query[2 * i][0], query[2 * i][1]);
+            multiply_add(scores, second, query[2 * i + 1][0], query[2 * i + 1][1]);
+        }
+        if constexpr (WIDE) asm volatile("" ::: "memory");  // no load moves up
+    }
+
+    // Turns scores into weights and makes room for them in the running softmax.
+    __device__ void weigh(float (&scores)[4], float scale, u32 seen, u32 (&weights)[2]) {
+        const u32 g = threadIdx.x % 32 / 4;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            scores[i] = g + i / 2 * 8 < seen ? scores[i] * scale : minus_infinity();
+        }
+        float keep[2];
+#pragma unroll
+        for (int head = 0; head < 2; head++) {
+            float most = fmaxf(scores[head], scores[head + 2]);
+            most = fmaxf(most, __shfl_xor_sync(~0u, most, 4));
+            most = fmaxf(most, __shfl_xor_sync(~0u, most, 8));
+            most = fmaxf(most, __shfl_xor_sync(~0u, most, 16));
+            most = fmaxf(most, largest[head]);
+            keep[head] = exp2f(largest[head] - most);
+            largest[head] = most;
+            scores[head] = exp2f(scores[head] - most);
+            scores[head + 2] = exp2f(scores[head + 2] - most);
+            total[head] = total[head] * keep[head] + scores[head] + scores[head + 2];
+        }
+#pragma unroll
+        for (int tile = 0; tile < TILES; tile++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) sum[tile][i] *= keep[i % 2];
+        }
+        weights[0] = transpose(pair_of(scores[0], scores[1]));
+        weights[1] = transpose(pair_of(scores[2], scores[3]));
+    }
+
+    __device__ void gather(const uint4 (&values)[DIM / 64][4], const u32 (&weights)[2]) {
+#pragma unroll
+        for (int i = 0; i < DIM / 64; i++) {
+            const uint4 a = values[i][0], b = values[i][1], c = values[i][2], d = values[i][3];
+            add(4 * i, a.x, b.x, c.x, d.x, weights);
+            add(4 * i + 1, a.y, b.y, c.y, d.y, weights);
+            add(4 * i + 2, a.z, b.z, c.z, d.z, weights);
+            add(4 * i + 3, a.w, b.w, c.w, d.w, weights);
+        }
+    }
+
+    // Two elements of four positions each.
+    __device__ void add(int tile, u32 a, u32 b, u32 c, u32 d, const u32 (&weights)[2]) {
+        u32 value[4];
+        interleave(a, b, value[0], value[1]);
+        interleave(c, d, value[2], value[3]);
+        multiply_add(sum[tile], value, weights[0], weights[1]);
+    }
+
+    __device__ void share(Share<DIM> (*shares)[WARPS]) {
+        const u32 warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+#pragma unroll
+        for (int head = 0; head < 2; head++) {
+            Share<DIM>& share = shares[2 * t + head][warp];
+            total[head] += __shfl_xor_sync(~0u, total[head], 4);
+            total[head] += __shfl_xor_sync(~0u, total[head], 8);
+            total[head] += __shfl_xor_sync(~0u, total[head], 16);
+            if (g == 0) share.largest = largest[head], share.total = total[head];
+#pragma unroll
+            for (int tile = 0; tile < TILES; tile++) {
+                int wide = DIM / 64 * 4, rest = tile - wide;
+                u32 element = rest < 0 ? tile / 4 * 64 + g * 8 + tile % 4 * 2
+                                       : DIM / 64 * 64 + g * 4 + rest * 2;
+                share.sum[element] = sum[tile][head];
+                share.sum[element + 1] = sum[tile][head + 2];
+            }
+        }
+    }
+};
+
+template <int DIM>
+__device__ void attend(const AttentionParams& p) {
+    extern __shared__ float shared[];
+    auto shares = reinterpret_cast<Share<DIM>(*)[WARPS]>(shared);
+    const Task task = task_of<HEADS>(p);
+    if (blockIdx.x >= task.chunk.count) return;
+    const Span span = p.index.spans[p.index.row_span[task.row]];
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, end = task.chunk.end;
+    Decode<DIM> decode(p, task);
+    for (u32 first = task.chunk.begin + warp * 32; first < end; first += TILE) {
+        u32 position = min(first + lane, end - 1);
+        u32 slot = place(p.index, span, position, p.block_tokens, p.key_heads, task.key_head);
+        decode.take(p, slot, 0, end - first);
+        if (first + 16 < end) decode.take(p, slot, 16, end - first - 16);
+    }
+    decode.share(shares);
+    finish<HEADS>(p, task, shares);
+}
+
+// BLOCKS share a multiprocessor: more of them would spill registers.
+#define ATTENTION_DECODE(DIM, BLOCKS)                             \
+    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) \
+        attention_decode_##DIM(AttentionParams p) {               \
+        attend<DIM>(p);                                           \
+    }
+
+ATTENTION_DECODE(64, 4)
+ATTENTION_DECODE(96, 3)
+ATTENTION_DECODE(128, 3)
+ATTENTION_DECODE(256, 2)
