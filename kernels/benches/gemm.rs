@@ -37,12 +37,9 @@ fn main() -> kernels::error::Result<()> {
                 let seconds = time(&mut cpu, &weights, (output, input, rows))?;
                 let gigabytes = (output * input * dtype.bytes()) as f64 / seconds / 1e9;
                 let gigaflops = (2 * output * input * rows) as f64 / seconds / 1e9;
-                println!(
-                    "{output:6} x {input} {:>6} {rows:4} {:7.0} {gigabytes:6.1} {:10.0} % {gigaflops:8.1}",
-                    dtype.to_string(),
-                    seconds * 1e6,
-                    100.0 * gigabytes / floor,
-                );
+                print!("{output:6} x {input} {:>6} {rows:4} ", dtype.to_string());
+                let (micros, percent) = (seconds * 1e6, 100.0 * gigabytes / floor);
+                println!("{micros:7.0} {gigabytes:6.1} {percent:10.0} % {gigaflops:8.1}");
             }
         }
     }

@@ -41,7 +41,7 @@ impl Workers {
         }
     }
 
-    /// Cuts rows of `width` into one piece a thread; `work` gets the first row's index and the rows.
+    /// Cuts rows of `width` into one piece a thread; `work` gets the first row's index and rows.
     pub fn rows(&self, rows: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
         let share = (rows.len() / width).div_ceil(self.threads()).max(PIECE_MIN.div_ceil(width));
         let pieces = rows.chunks_mut(share * width).enumerate().collect();
