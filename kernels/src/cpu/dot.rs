@@ -150,7 +150,13 @@ impl<F: Format, const M: usize, const N: usize> Dot<'_, F, M, N> {
     #[inline(always)]
     fn add<S: Simd>(&self, simd: S, i: usize, x: [S::V; M], sums: &mut [[S::V; N]; M]) {
         for (n, row) in self.rows.iter().enumerate() {
-            let row = F::natural(simd, &row[i / F::COLUMNS], i % F::COLUMNS);
+            let line = &row[i / F::COLUMNS];
+            if i.is_multiple_of(F::COLUMNS) {
+                // The rows that come next: a row is a page or so, too short for the processor to
+                // see where its reads lead.
+                simd.prefetch((&raw const *line).wrapping_add(N * row.len()));
+            }
+            let row = F::natural(simd, line, i % F::COLUMNS);
             for (sums, x) in sums.iter_mut().zip(x) {
                 sums[n] = simd.fma(row, x, sums[n]);
             }
