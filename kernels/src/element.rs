@@ -52,3 +52,27 @@ pub fn put(dtype: DType, value: f32, bytes: &mut [u8]) {
         DType::F32 => bytes[..4].copy_from_slice(&value.to_le_bytes()),
     }
 }
+
+/// The bits of `value` as bf16, ties to even, in a form that the compiler vectorises.
+#[inline(always)]
+pub fn bf16_bits(value: f32) -> u16 {
+    let bits = value.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    let quiet = bits >> 16 | 0x40;
+    (if value.is_nan() { quiet } else { rounded }) as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bf16_is_rounded_as_the_standard_says() {
+        for upper in 0..=u16::MAX {
+            for lower in [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff] {
+                let value = f32::from_bits(u32::from(upper) << 16 | lower);
+                assert_eq!(bf16_bits(value), bf16::from_f32(value).to_bits(), "{value}");
+            }
+        }
+    }
+}

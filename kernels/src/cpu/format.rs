@@ -13,7 +13,8 @@
 //! either half.
 
 use contract::tensor::DType;
-use half::bf16;
+
+use crate::element::bf16_bits;
 
 use super::simd::{Kernel, LANES, Line, Simd, halves};
 
@@ -148,7 +149,7 @@ impl Format for Bf16Native {
     /// A pair of bf16 in the bits of one f32.
     #[inline(always)]
     fn pack(x: [f32; 2]) -> [f32; 2] {
-        let [first, second] = x.map(|x| u32::from(bf16::from_f32(x).to_bits()));
+        let [first, second] = x.map(|x| u32::from(bf16_bits(x)));
         [f32::from_bits(first | second << 16), 0.0]
     }
 

@@ -5,6 +5,11 @@
 
 use std::marker::PhantomData;
 
+#[cfg(target_arch = "x86_64")]
+use contract::tensor::DType;
+
+#[cfg(target_arch = "x86_64")]
+use super::amx;
 use super::format::{F32, Format, Formatted, Stored};
 use super::pack::Pack;
 use super::panels::Panels;
@@ -23,6 +28,23 @@ pub enum Onto<'a> {
     Output,
 }
 
+impl Onto<'_> {
+    /// The same for the output columns from `column` on.
+    fn after(self, column: usize) -> Self {
+        match self {
+            Self::Bias(bias) => Self::Bias(&bias[column..]),
+            other => other,
+        }
+    }
+}
+
+/// Rows of `x` as the processor wants them, kept from one product to the next.
+#[derive(Default)]
+pub struct Scratch {
+    values: Vec<f32>,
+    lines: Vec<Line>,
+}
+
 /// `out = x matrix^T`, `out` `[rows, matrix.rows]`.
 pub fn gemm(
     workers: &Workers,
@@ -30,18 +52,23 @@ pub fn gemm(
     matrix: &Panels,
     onto: Onto<'_>,
     out: &mut [f32],
-    scratch: &mut Vec<f32>,
+    scratch: &mut Scratch,
 ) {
-    let dtype = matrix.dtype;
-    workers.isa.run(Stored { dtype, work: Pack { x, packed: scratch } });
-    let packed = &*scratch;
-    workers.columns(out, matrix.rows, LANES * WIDE, |first, out| {
-        let onto = match onto {
-            Onto::Bias(bias) => Onto::Bias(&bias[first..]),
-            other => other,
-        };
-        let work = Product { x: packed, matrix, first: first / LANES, onto, out };
-        workers.isa.run(Stored { dtype, work });
+    let (isa, dtype) = (workers.isa, matrix.dtype);
+    #[cfg(target_arch = "x86_64")]
+    if let (Some(amx), DType::Bf16) = (isa.amx(), dtype) {
+        isa.run(amx::Pack { x, packed: &mut scratch.lines });
+        let x = &scratch.lines[..];
+        return workers.columns(out, matrix.rows, LANES * WIDE, |column, out| {
+            let (first, onto) = (column / LANES, onto.after(column));
+            isa.run(amx::Product { amx, x, matrix, first, onto, out });
+        });
+    }
+    isa.run(Stored { dtype, work: Pack { x, packed: &mut scratch.values } });
+    let x = &scratch.values[..];
+    workers.columns(out, matrix.rows, LANES * WIDE, |column, out| {
+        let (first, onto) = (column / LANES, onto.after(column));
+        isa.run(Stored { dtype, work: Product { x, matrix, first, onto, out } });
     });
 }
 
@@ -144,7 +171,7 @@ fn widen<'a, S: Simd, F: Format, const N: usize>(
 
 /// Puts one row's sums where they belong; the last panel may be wider than the output.
 #[inline(always)]
-fn finish(sums: &[Lanes], onto: Onto<'_>, column: usize, out: &mut [f32]) {
+pub fn finish(sums: &[Lanes], onto: Onto<'_>, column: usize, out: &mut [f32]) {
     let out = out[column..].iter_mut().zip(sums.as_flattened());
     match onto {
         Onto::Zero => out.for_each(|(out, sum)| *out = *sum),

@@ -8,6 +8,8 @@ mod format;
 mod panels;
 mod tile;
 mod pack;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod gemm;
 mod weight;
 mod elementwise;
@@ -29,7 +31,7 @@ use crate::ops::{CacheShape, HeadNorm, Heads, LogitsLayout, Ops, Precision, Weig
 use crate::sampling;
 
 use cache::Cache;
-use gemm::{Onto, gemm};
+use gemm::{Onto, Scratch, gemm};
 use lora::Site;
 use weight::Weight;
 use workers::Workers;
@@ -40,8 +42,7 @@ pub use isa::Isa;
 /// The fast backend of one rank.
 pub struct Cpu {
     workers: Workers,
-    /// Rows of `x` as tiles read them.
-    packed: Vec<f32>,
+    scratch: Scratch,
 }
 
 impl Cpu {
@@ -53,7 +54,7 @@ impl Cpu {
 
     /// A backend with a given instruction set.
     pub fn with_isa(threads: usize, isa: Isa) -> Result<Self> {
-        Ok(Self { workers: Workers::new(threads, isa)?, packed: Vec::new() })
+        Ok(Self { workers: Workers::new(threads, isa)?, scratch: Scratch::default() })
     }
 
     /// The instruction set in use.
@@ -146,7 +147,7 @@ impl Ops for Cpu {
         let x: Vec<&[f32]> = x.chunks_exact(weight.cols()).take(rows).collect();
         let onto = bias.map_or(Onto::Zero, |bias| Onto::Bias(bias.vector()));
         let out = &mut out[..rows * weight.rows()];
-        weight.with_panels(|weight| gemm(&self.workers, &x, weight, onto, out, &mut self.packed))
+        weight.with_panels(|weight| gemm(&self.workers, &x, weight, onto, out, &mut self.scratch))
     }
 
     fn head_norm(

@@ -17,7 +17,7 @@ pub const ROWS_MAX: usize = 8;
 
 /// Lines asked for ahead of their use: the arithmetic of a full tile fills the processor's window,
 /// so that it would not reach the next loads in time by itself.
-const AHEAD: usize = 32;
+const AHEAD: usize = 64;
 
 /// `sums[m][n] += x[m] . panels[n]`.
 pub struct Tile<'a, F, const N: usize> {
