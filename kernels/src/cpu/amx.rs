@@ -114,8 +114,8 @@ impl Kernel for Product<'_, '_> {
 
 /// What `LDTILECFG` reads: palette 1, then row bytes and rows of each register.
 ///
-/// Registers 0 to 2 are sums, 3 is x, 4 and 5 are panels; 6 and 7 are x and a panel again, for lines
-/// that are fewer than sixteen.
+/// Registers 0 to 2 are sums, 3 is x, 4 and 5 are panels; 6 and 7 are x and a panel again, for
+/// lines that are fewer than sixteen.
 #[repr(C, align(64))]
 struct Config {
     palette: u8,
