@@ -1,5 +1,7 @@
 //! Turns what was typed into checked settings, or into a list of all that is wrong.
 
+mod policy;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -42,6 +44,8 @@ pub fn check(raw: raw::Deployment, folder: &Path) -> Result<Settings, Vec<Proble
         parallel: checker.parallel(raw.parallel),
         engine: checker.engine(raw.engine),
         adapters: checker.adapters(raw.adapters, raw.adapter),
+        policy: checker.policy(raw.policy, raw.plugin),
+        upstreams: checker.upstreams(raw.upstream),
     };
     if checker.problems.is_empty() { Ok(settings) } else { Err(checker.problems) }
 }
@@ -66,17 +70,18 @@ impl Checker<'_> {
         self.positive("server.request_timeout_s", raw.request_timeout_s as usize);
         Server {
             listen,
-            api_keys: self.api_keys(raw.api_keys_file),
+            api_keys: self.keys("server.api_keys_file", raw.api_keys_file),
+            admin_keys: self.keys("server.admin_keys_file", raw.admin_keys_file),
             drain: Duration::from_secs(raw.drain_s),
             body_bytes_max: raw.body_mib_max << 20,
             request_timeout: Duration::from_secs(raw.request_timeout_s),
         }
     }
 
-    fn api_keys(&mut self, file: Option<PathBuf>) -> Vec<crate::settings::ApiKey> {
+    fn keys(&mut self, key: &str, file: Option<PathBuf>) -> Vec<crate::settings::ApiKey> {
         let Some(file) = file else { return Vec::new() };
         keys::read(&self.folder.join(&file)).unwrap_or_else(|why| {
-            self.wrong("server.api_keys_file", file.display(), &why);
+            self.wrong(key, file.display(), &why);
             Vec::new()
         })
     }
@@ -110,6 +115,7 @@ impl Checker<'_> {
         if !matches!(raw.tensor, 1 | 2 | 4 | 8) {
             self.wrong("parallel.tensor", raw.tensor, "1, 2, 4 or 8 would do");
         }
+        self.positive("parallel.replicas", raw.replicas);
         if let Some(threads) = raw.threads {
             self.positive("parallel.threads", threads);
         }
@@ -129,7 +135,14 @@ impl Checker<'_> {
         if backend == Backend::Cpu && matches!(comm, CommKind::Peer | CommKind::Nccl) {
             self.wrong("parallel.comm", &raw.comm, "needs backend = \"cuda\"; threads would do");
         }
-        Parallel { backend, tensor: raw.tensor, threads: raw.threads, comm, devices: raw.devices }
+        Parallel {
+            backend,
+            tensor: raw.tensor,
+            replicas: raw.replicas,
+            threads: raw.threads,
+            comm,
+            devices: raw.devices,
+        }
     }
 
     fn engine(&mut self, raw: raw::Engine) -> Engine {
@@ -159,14 +172,8 @@ impl Checker<'_> {
     }
 
     fn adapters(&mut self, raw: raw::Adapters, named: Vec<raw::Adapter>) -> Adapters {
-        let dir = raw.dir.map(|dir| {
-            let path = self.folder.join(&dir);
-            if !path.is_dir() {
-                let remedy = format!("{} is not a folder", path.display());
-                self.wrong("adapters.dir", dir.display(), &remedy);
-            }
-            path
-        });
+        let dir = self.folder("adapters.dir", raw.dir);
+        let resolve_root = self.folder("adapters.resolve_root", raw.resolve_root);
         self.positive("adapters.slots_max", raw.slots_max);
         let pinned = named.iter().filter(|adapter| adapter.pinned).count();
         if pinned > raw.slots_max {
@@ -180,6 +187,7 @@ impl Checker<'_> {
         Adapters {
             dir,
             named: named.into_iter().map(|adapter| self.named(adapter)).collect(),
+            resolve_root,
             slots_max: raw.slots_max,
             host_bytes: self.gib("adapters.host_gib", raw.host_gib),
             plain_sharding: self.one_of("adapters.plain_sharding", &raw.plain_sharding, &shardings),
@@ -193,6 +201,16 @@ impl Checker<'_> {
             self.wrong("adapter.path", raw.path.display(), &remedy);
         }
         NamedAdapter { name: raw.name, path, pinned: raw.pinned }
+    }
+
+    fn folder(&mut self, key: &str, folder: Option<PathBuf>) -> Option<PathBuf> {
+        let folder = folder?;
+        let path = self.folder.join(&folder);
+        if !path.is_dir() {
+            let remedy = format!("{} is not a folder", path.display());
+            self.wrong(key, folder.display(), &remedy);
+        }
+        Some(path)
     }
 
     fn gib(&mut self, key: &str, gib: f64) -> u64 {

@@ -1,8 +1,14 @@
 //! A deployment exactly as typed: sections, keys and defaults, nothing checked.
 
+mod policy;
+
 use std::path::PathBuf;
 
 use serde::Deserialize;
+
+pub use crate::raw::policy::{
+    Allow, Breaker, FileSource, Limits, Match, OnError, Plugin, Policy, Record, Upstream,
+};
 
 /// The whole file.
 #[derive(Debug, Deserialize)]
@@ -25,6 +31,15 @@ pub struct Deployment {
     /// `[[adapter]]`
     #[serde(default)]
     pub adapter: Vec<Adapter>,
+    /// `[policy]`
+    #[serde(default)]
+    pub policy: Policy,
+    /// `[[plugin]]`
+    #[serde(default)]
+    pub plugin: Vec<Plugin>,
+    /// `[[upstream]]`
+    #[serde(default)]
+    pub upstream: Vec<Upstream>,
 }
 
 /// `[server]`
@@ -35,6 +50,8 @@ pub struct Server {
     pub listen: String,
     /// TOML file of keys.
     pub api_keys_file: Option<PathBuf>,
+    /// TOML file of keys that open `/admin` and the loading of adapters.
+    pub admin_keys_file: Option<PathBuf>,
     /// Seconds that running requests get after SIGTERM.
     pub drain_s: u64,
     /// Largest request body.
@@ -48,6 +65,7 @@ impl Default for Server {
         Self {
             listen: "127.0.0.1:8080".to_owned(),
             api_keys_file: None,
+            admin_keys_file: None,
             drain_s: 30,
             body_mib_max: 8,
             request_timeout_s: 600,
@@ -87,6 +105,8 @@ pub struct Parallel {
     pub backend: String,
     /// Ranks of one replica.
     pub tensor: usize,
+    /// Local replicas.
+    pub replicas: usize,
     /// Threads of one CPU rank.
     pub threads: Option<usize>,
     /// `auto`, `threads`, `peer` or `nccl`.
@@ -100,6 +120,7 @@ impl Default for Parallel {
         Self {
             backend: "auto".to_owned(),
             tensor: 1,
+            replicas: 1,
             threads: None,
             comm: "auto".to_owned(),
             devices: Vec::new(),
@@ -144,6 +165,8 @@ impl Default for Engine {
 pub struct Adapters {
     /// Folder of PEFT folders.
     pub dir: Option<PathBuf>,
+    /// Folder below which adapters may be loaded while the server runs.
+    pub resolve_root: Option<PathBuf>,
     /// Generations on the device at once.
     pub slots_max: usize,
     /// Host memory for generations.
@@ -154,7 +177,13 @@ pub struct Adapters {
 
 impl Default for Adapters {
     fn default() -> Self {
-        Self { dir: None, slots_max: 64, host_gib: 8.0, plain_sharding: "replicated".to_owned() }
+        Self {
+            dir: None,
+            resolve_root: None,
+            slots_max: 64,
+            host_gib: 8.0,
+            plain_sharding: "replicated".to_owned(),
+        }
     }
 }
 

@@ -1,10 +1,16 @@
 //! Checked settings of one deployment, one struct a section.
 
+mod policy;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use contract::tensor::DType;
+
+pub use crate::settings::policy::{
+    Allow, Breaker, Isolation, Limits, Mode, Plugin, Policy, Record, Scope, Upstream,
+};
 
 /// A whole deployment.
 #[derive(Clone, Debug)]
@@ -19,6 +25,10 @@ pub struct Settings {
     pub engine: Engine,
     /// `[adapters]` and every `[[adapter]]`
     pub adapters: Adapters,
+    /// `[policy]` and every `[[plugin]]`
+    pub policy: Policy,
+    /// `[[upstream]]`
+    pub upstreams: Vec<Upstream>,
 }
 
 /// The HTTP face.
@@ -28,6 +38,8 @@ pub struct Server {
     pub listen: SocketAddr,
     /// Keys that callers may use; empty leaves the server open (loopback only).
     pub api_keys: Vec<ApiKey>,
+    /// Keys that open `/admin` and the loading of adapters; empty leaves those closed.
+    pub admin_keys: Vec<ApiKey>,
     /// How long running requests may go on after SIGTERM.
     pub drain: Duration,
     /// Largest request body, in bytes.
@@ -85,6 +97,8 @@ pub struct Parallel {
     pub backend: Backend,
     /// Ranks of one replica.
     pub tensor: usize,
+    /// Local replicas.
+    pub replicas: usize,
     /// Threads of one CPU rank; `None` shares the machine's cores among the ranks.
     pub threads: Option<usize>,
     /// How ranks talk.
@@ -141,6 +155,8 @@ pub struct Adapters {
     pub dir: Option<PathBuf>,
     /// Adapters named one by one.
     pub named: Vec<NamedAdapter>,
+    /// Folder below which adapters may be loaded while the server runs; `None` forbids it.
+    pub resolve_root: Option<PathBuf>,
     /// Generations on the device at once.
     pub slots_max: usize,
     /// Host memory for generations that wait for a slot, in bytes.

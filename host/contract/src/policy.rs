@@ -1,129 +1,85 @@
-//! What an operator may decide about a request, and the answers given when no policy is deployed.
+//! What an operator may decide about a request, hook by hook.
 //!
-//! The gateway asks through [`Policy`]; it never learns who answers. [`Builtin`] is the answer of a
-//! server without plugins.
+//! The gateway asks through [`Policy`] and never learns who answers: [`builtin::Builtin`] on a
+//! server without plugins, the `policy` crate where there are some. Answers are futures because a
+//! guest that takes long gives way to other requests of the same thread; [`Asked::Now`] costs
+//! nothing.
 
-use std::collections::HashMap;
+pub mod asked;
+pub mod builtin;
+pub mod chunk;
+pub mod completion;
+pub mod deploy;
+pub mod hook;
+pub mod replica;
+pub mod subject;
+pub mod verdict;
 
-use sha2::{Digest, Sha256};
+use std::sync::Arc;
 
-/// Who is asking, as far as the gateway could tell.
-#[derive(Clone, Debug)]
-pub struct Caller<'a> {
-    /// The bearer key, when one was sent.
-    pub key: Option<&'a str>,
-}
-
-/// The tenant that a request is counted and limited under.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Tenant(pub String);
-
-/// A refusal that the caller gets to see.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct Denied {
-    /// HTTP status in the 4xx range.
-    pub status: u16,
-    /// Machine-readable code.
-    pub code: &'static str,
-    /// For the caller.
-    pub message: String,
-}
-
-/// Where a request for a model name goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Selection {
-    /// The base model.
-    Base,
-    /// The adapter served under this name.
-    Adapter(String),
-}
+use crate::policy::asked::Asked;
+use crate::policy::chunk::Filter;
+use crate::policy::completion::{Completion, Response, ResponseEdit};
+use crate::policy::replica::{Demand, Load, Replica};
+use crate::policy::subject::{Caller, Subject};
+use crate::policy::verdict::{Admission, Denied, Identity, RequestVerdict, Selection, Source};
 
 /// The hooks that the gateway asks, in the order a request meets them.
 pub trait Policy: Send + Sync {
+    /// Names of request headers, in lower case, that some plugin may read. The gateway puts these
+    /// and no others into [`Subject::headers`].
+    fn headers(&self) -> Arc<[String]> {
+        Arc::new([])
+    }
+
     /// Who is this, and may they call at all?
-    fn authorize(&self, caller: &Caller<'_>) -> Result<Tenant, Denied>;
+    fn authorize<'a>(&'a self, caller: &'a Caller<'a>) -> Asked<'a, Result<Identity, Denied>>;
 
-    /// Which adapter answers a request for `model`? `None`: nothing is served under that name.
-    fn select_adapter(&self, tenant: &Tenant, model: &str) -> Result<Option<Selection>, Denied>;
-}
+    /// Whether [`Policy::on_request`] or another hook may read `subject`'s messages. Where it says
+    /// no, they need not be there.
+    fn reads_messages(&self, subject: &Subject) -> bool;
 
-/// The policy of a server without plugins: configured keys may call, and a model's name is the
-/// base's or an adapter's.
-pub struct Builtin {
-    base: String,
-    tenants: HashMap<[u8; 32], Tenant>,
-}
+    /// What goes in: edit, refuse or answer it.
+    fn on_request<'a>(&'a self, subject: &'a Subject) -> Asked<'a, RequestVerdict>;
 
-impl Builtin {
-    /// Serves `base` under that name to holders of one of `keys`; to everybody when there are none.
-    ///
-    /// Only digests of the keys are kept. Looking a digest up may take a time that depends on it,
-    /// but a caller cannot choose a digest piece by piece, so the time tells nothing about a key.
-    pub fn new(base: &str, keys: impl IntoIterator<Item = (String, Tenant)>) -> Self {
-        let tenants = keys.into_iter().map(|(key, tenant)| (digest(&key), tenant));
-        Self { base: base.to_owned(), tenants: tenants.collect() }
-    }
-}
+    /// Which adapter answers? It need not be known.
+    fn select_adapter<'a>(&'a self, subject: &'a Subject) -> Asked<'a, Result<Selection, Denied>>;
 
-impl Policy for Builtin {
-    fn authorize(&self, caller: &Caller<'_>) -> Result<Tenant, Denied> {
-        if self.tenants.is_empty() {
-            return Ok(Tenant("anonymous".to_owned()));
-        }
-        let tenant = caller.key.and_then(|key| self.tenants.get(&digest(key)));
-        tenant.cloned().ok_or_else(|| unauthorized(caller))
-    }
+    /// Where is the adapter that nothing is served under the name of? `None`: nowhere.
+    fn resolve_adapter<'a>(
+        &'a self,
+        subject: &'a Subject,
+        name: &'a str,
+    ) -> Asked<'a, Result<Option<Source>, Denied>>;
 
-    fn select_adapter(&self, _: &Tenant, model: &str) -> Result<Option<Selection>, Denied> {
-        let base = model == self.base;
-        Ok(Some(if base { Selection::Base } else { Selection::Adapter(model.to_owned()) }))
-    }
-}
+    /// Now, later, or not at all?
+    fn admit<'a>(
+        &'a self,
+        subject: &'a Subject,
+        load: &'a Load,
+    ) -> Asked<'a, Result<Admission, Denied>>;
 
-fn digest(key: &str) -> [u8; 32] {
-    Sha256::digest(key).into()
-}
+    /// A finite score for each replica, in their order; the lowest wins.
+    fn score_replicas<'a>(
+        &'a self,
+        subject: &'a Subject,
+        demand: &'a Demand,
+        replicas: &'a [Replica],
+    ) -> Asked<'a, Vec<f32>>;
 
-fn unauthorized(caller: &Caller<'_>) -> Denied {
-    let message = match caller.key {
-        Some(_) => "the API key is not one of this server's",
-        None => "no API key was sent: use the header `Authorization: Bearer KEY`",
-    };
-    Denied { status: 401, code: "invalid_api_key", message: message.to_owned() }
-}
+    /// What the text of one choice passes on its way out; `None` where no policy looks at it.
+    fn filter(&self, subject: &Arc<Subject>, choice: u32) -> Option<Box<dyn Filter>>;
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+    /// A whole answer before it is sent. Streams meet [`Policy::filter`] alone.
+    fn on_response<'a>(
+        &'a self,
+        subject: &'a Subject,
+        response: &'a Response,
+    ) -> Asked<'a, Result<Vec<ResponseEdit>, Denied>>;
 
-    fn builtin() -> Builtin {
-        let keys = [("sk-a", "acme"), ("sk-b", "bolt")];
-        Builtin::new("base", keys.map(|(key, name)| (key.to_owned(), Tenant(name.to_owned()))))
-    }
+    /// Whether [`Policy::on_response`] would look at the answer to `subject`.
+    fn reads_response(&self, subject: &Subject) -> bool;
 
-    #[test]
-    fn a_key_names_its_tenant_and_nothing_else_does() {
-        let tenant = |key| builtin().authorize(&Caller { key }).map(|tenant| tenant.0);
-        assert_eq!(tenant(Some("sk-b")), Ok("bolt".to_owned()));
-        for wrong in [None, Some(""), Some("sk-"), Some("sk-bb"), Some("SK-B")] {
-            let denied = tenant(wrong).expect_err("not a key");
-            assert_eq!((denied.status, denied.code), (401, "invalid_api_key"), "{wrong:?}");
-        }
-    }
-
-    #[test]
-    fn without_keys_everybody_may_call() {
-        let open = Builtin::new("base", []);
-        assert!(open.authorize(&Caller { key: None }).is_ok());
-        assert!(open.authorize(&Caller { key: Some("any") }).is_ok());
-    }
-
-    #[test]
-    fn a_model_is_the_base_or_an_adapter() {
-        let tenant = Tenant("acme".to_owned());
-        let select = |model| builtin().select_adapter(&tenant, model);
-        assert_eq!(select("base"), Ok(Some(Selection::Base)));
-        assert_eq!(select("sql"), Ok(Some(Selection::Adapter("sql".to_owned()))));
-    }
+    /// What a request came to. Returns at once; the work is done off the request's path.
+    fn on_complete(&self, subject: &Arc<Subject>, completion: Completion);
 }

@@ -1,0 +1,8 @@
+//! The types of `drystone:policy`, generated from `sdk/wit`.
+#![allow(missing_docs, reason = "generated; sdk/wit has the documentation")]
+
+wasmtime::component::bindgen!({
+    path: "../../sdk/wit",
+    world: "policy",
+    exports: { default: async },
+});
