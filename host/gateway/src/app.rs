@@ -7,7 +7,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use config::settings::Server;
 use contract::counts::CollectiveCounts;
-use contract::policy::{Policy, Selection, Tenant};
+use contract::policy::Policy;
+use contract::policy::subject::Subject;
+use contract::policy::verdict::Selection;
 use engine::handle::Engine;
 use prometheus_client::registry::Registry;
 use tokio::sync::Semaphore;
@@ -102,20 +104,19 @@ impl App {
 
     /// The adapter that answers for `model`, `None` for the base. One that was refused at start
     /// passes: the engine says why it cannot be served.
-    pub(crate) fn select(
+    pub(crate) async fn select(
         &self,
         engine: &Engine,
-        tenant: &Tenant,
-        model: &str,
+        subject: &Subject,
     ) -> Result<Option<String>, ApiError> {
         let known = |name: &str| {
             let catalogue = engine.catalogue();
             catalogue.get(name).is_ok() || catalogue.refused().any(|refused| refused.name == name)
         };
-        match self.policy.select_adapter(tenant, model)? {
-            Some(Selection::Base) => Ok(None),
-            Some(Selection::Adapter(name)) if known(&name) => Ok(Some(name)),
-            _ => Err(ApiError::ModelNotFound(model.to_owned())),
+        match self.policy.select_adapter(subject).await? {
+            Selection::Base => Ok(None),
+            Selection::Adapter(name) if known(&name) => Ok(Some(name)),
+            Selection::Adapter(_) => Err(ApiError::ModelNotFound(subject.model.clone())),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use contract::policy::Denied;
+use contract::policy::verdict::Denied;
 use engine::handle::SubmitError;
 use serde_json::{Value, json};
 
@@ -73,19 +73,19 @@ pub enum ApiError {
 }
 
 /// What is fixed about an error whoever meets it.
-struct Class {
+struct Class<'a> {
     status: StatusCode,
     kind: &'static str,
-    code: Option<&'static str>,
+    code: Option<&'a str>,
     param: Option<&'static str>,
 }
 
-impl Class {
-    const fn new(status: StatusCode, kind: &'static str, code: Option<&'static str>) -> Self {
+impl<'a> Class<'a> {
+    const fn new(status: StatusCode, kind: &'static str, code: Option<&'a str>) -> Self {
         Self { status, kind, code, param: None }
     }
 
-    const fn request(status: StatusCode, code: Option<&'static str>) -> Self {
+    const fn request(status: StatusCode, code: Option<&'a str>) -> Self {
         Self::new(status, "invalid_request_error", code)
     }
 
@@ -112,7 +112,7 @@ impl ApiError {
         json!({"error": {"message": message, "type": kind, "param": param, "code": code}})
     }
 
-    fn class(&self) -> Class {
+    fn class(&self) -> Class<'_> {
         use StatusCode as S;
         match self {
             Self::Invalid { param, .. } => Class::request(S::BAD_REQUEST, None).about(param),
@@ -138,7 +138,10 @@ impl ApiError {
     }
 
     /// Seconds after which trying again makes sense.
-    fn retry_after(&self) -> Option<u16> {
+    fn retry_after(&self) -> Option<u32> {
+        if let Self::Denied(Denied { retry_after_s: Some(seconds), .. }) = self {
+            return Some(*seconds);
+        }
         match self.status() {
             StatusCode::TOO_MANY_REQUESTS => Some(1),
             StatusCode::SERVICE_UNAVAILABLE => Some(5),
@@ -147,17 +150,21 @@ impl ApiError {
     }
 }
 
-fn denied_class(denied: &Denied) -> Class {
+fn denied_class(denied: &Denied) -> Class<'_> {
     let status = StatusCode::from_u16(denied.status).unwrap_or(StatusCode::FORBIDDEN);
     let kind = match status {
         StatusCode::UNAUTHORIZED => "authentication_error",
         StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+        StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND | StatusCode::UNPROCESSABLE_ENTITY => {
+            "invalid_request_error"
+        }
+        _ if status.is_server_error() => "server_error",
         _ => "permission_error",
     };
-    Class::new(status, kind, Some(denied.code))
+    Class::new(status, kind, Some(&denied.code))
 }
 
-fn submit_class(error: &SubmitError) -> Class {
+fn submit_class(error: &SubmitError) -> Class<'static> {
     use StatusCode as S;
     match error {
         SubmitError::QueueFull { .. } => {

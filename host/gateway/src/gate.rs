@@ -8,7 +8,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use contract::policy::Caller;
+use contract::policy::subject::{Caller, Headers, Route};
 use tokio::time::{Instant, timeout_at};
 
 use crate::app::App;
@@ -66,9 +66,20 @@ pub async fn authorize(
     mut request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    let tenant = app.policy.authorize(&Caller { key: bearer(request.headers()) })?;
-    request.extensions_mut().insert(tenant);
+    let headers = Headers::default();
+    let route = route(request.uri().path());
+    let caller = Caller { key: bearer(request.headers()), route, headers: &headers };
+    let identity = app.policy.authorize(&caller).await?;
+    request.extensions_mut().insert(identity);
     Ok(next.run(request).await)
+}
+
+fn route(path: &str) -> Route {
+    match path {
+        "/v1/chat/completions" => Route::Chat,
+        "/v1/completions" => Route::Completion,
+        _ => Route::Other,
+    }
 }
 
 fn named(headers: &HeaderMap) -> Option<String> {

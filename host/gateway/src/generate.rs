@@ -7,7 +7,8 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use bytes::Bytes;
-use contract::policy::Tenant;
+use contract::policy::subject::Subject;
+use contract::policy::verdict::Identity;
 use engine::handle::Engine;
 use engine::text::Text;
 use serde_json::Value;
@@ -28,7 +29,7 @@ use crate::tokenize;
 /// Bodies above this are parsed and tokenized beside the runtime, so that they delay nobody.
 const LIGHT_BYTES_MAX: usize = 16 << 10;
 
-type Ask = (Extension<Call>, Extension<Tenant>, JsonBytes);
+type Ask = (Extension<Call>, Extension<Identity>, JsonBytes);
 
 /// `POST /v1/chat/completions`
 pub async fn chat(State(app): State<Arc<App>>, ask: Ask) -> Result<Response, ApiError> {
@@ -52,7 +53,7 @@ pub async fn detokenize(State(app): State<Arc<App>>, ask: Ask) -> Result<Json<Va
 
 async fn generate(
     app: Arc<App>,
-    (Extension(call), Extension(tenant), JsonBytes(body)): Ask,
+    (Extension(call), Extension(identity), JsonBytes(body)): Ask,
     read: fn(&Fields<'_>, &Text) -> Result<Job, ApiError>,
 ) -> Result<Response, ApiError> {
     let engine = app.replica()?.engine.clone();
@@ -60,13 +61,15 @@ async fn generate(
         let (app, engine) = (app.clone(), engine.clone());
         move |fields: &Fields<'_>| {
             let model = model(&app, fields)?;
-            Ok((app.select(&engine, &tenant, &model)?, model, read(fields, engine.text())?))
+            Ok((model, read(fields, engine.text())?))
         }
     };
-    let (adapter, model, job) = read_body(&app, body, prepare).await?;
+    let (model, job) = read_body(&app, body, prepare).await?;
+    let subject = Subject { tenant: identity.tenant, model, ..Subject::default() };
+    let adapter = app.select(&engine, &subject).await?;
     let asker = Asker { id: &call.id, adapter, random: app.random() };
     let tickets = job.submit(&engine, &asker)?;
-    let head = Head::new(job.form.shape, &call.id, model);
+    let head = Head::new(job.form.shape, &call.id, subject.model);
     let Job { form, prompts, n, .. } = job;
     answer(Opened { head, form, prompts, n, tickets, engine, deadline: call.deadline }).await
 }
@@ -87,16 +90,16 @@ async fn answer(opened: Opened) -> Result<Response, ApiError> {
 /// Answers what needs the tokenizer only.
 async fn look_up(
     app: Arc<App>,
-    (_, Extension(tenant), JsonBytes(body)): Ask,
+    (_, Extension(identity), JsonBytes(body)): Ask,
     answer: fn(&Fields<'_>, &Engine) -> Result<Value, ApiError>,
 ) -> Result<Json<Value>, ApiError> {
     let engine = app.replica()?.engine.clone();
     let shared = app.clone();
-    let look = move |fields: &Fields<'_>| {
-        shared.select(&engine, &tenant, &model(&shared, fields)?)?;
-        answer(fields, &engine)
-    };
-    read_body(&app, body, look).await.map(Json)
+    let look = move |fields: &Fields<'_>| Ok((model(&shared, fields)?, answer(fields, &engine)?));
+    let (model, answer) = read_body(&app, body, look).await?;
+    let subject = Subject { tenant: identity.tenant, model, ..Subject::default() };
+    app.select(&app.replica()?.engine, &subject).await?;
+    Ok(Json(answer))
 }
 
 /// The model that a request names; the base when it names none.

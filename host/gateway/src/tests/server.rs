@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use config::settings::{ApiKey, Server as Settings};
 use contract::counts::{CollectiveCounts, Purpose};
-use contract::policy::{Builtin, Tenant};
+use contract::policy::builtin::Builtin;
+use contract::policy::subject::Tenant;
 use engine::handle::Engine;
 use engine::metrics::Metrics;
 use gateway::app::{App, Replica};
@@ -78,6 +79,7 @@ impl Server {
         let settings = Settings {
             listen: address,
             api_keys: options.keys,
+            admin_keys: Vec::new(),
             drain: options.drain,
             body_bytes_max: options.body_bytes_max,
             request_timeout: options.request_timeout,
