@@ -123,14 +123,10 @@ impl Engine {
         Load {
             running,
             waiting: open.saturating_sub(running),
+            queue_max: self.0.door.queue_max,
             blocks_used: shared.blocks_used.load(Ordering::Relaxed),
             blocks_total: self.0.blocks,
         }
-    }
-
-    /// Sequences that may wait.
-    pub fn queue_max(&self) -> usize {
-        self.0.door.queue_max
     }
 
     /// Takes no more requests; those that are open go on.
