@@ -1,3 +1,28 @@
 //! The host of Wasm policies: loads plugins, asks them, and bounds what they may cost.
 
 pub mod bindings;
+pub mod breaker;
+pub mod failure;
+pub mod load;
+pub mod metrics;
+pub mod record;
+pub mod scope;
+pub mod state;
+pub mod trial;
+
+mod background;
+mod bounds;
+mod cache;
+mod engine;
+mod generation;
+mod grants;
+mod guest;
+mod imports;
+mod inspect;
+mod instance;
+mod plugin;
+mod pool;
+mod question;
+mod quiet;
+mod recipe;
+mod surface;
