@@ -10,6 +10,7 @@ use wasmtime::Engine;
 
 use crate::background::Background;
 use crate::bindings::exports::drystone::policy::plugin::{Description, Setup};
+use crate::breaker::Breaker;
 use crate::cache::Cache;
 use crate::guest::Services;
 use crate::instance::Instance;
@@ -26,8 +27,6 @@ const HOLD_BACK: u32 = 4096;
 
 /// One version of a plugin, ready to be asked. Its instances end when nobody uses it any more.
 pub(crate) struct Generation {
-    /// Counts up with every swap of the plugin.
-    pub(crate) number: u64,
     pub(crate) sha256: String,
     pub(crate) description: Description,
     /// What it is asked, in the order of a request.
@@ -35,6 +34,8 @@ pub(crate) struct Generation {
     /// Characters of an answer that wait for more.
     pub(crate) hold_back: usize,
     pub(crate) pool: Arc<Pool>,
+    /// A new generation starts with a clean record.
+    pub(crate) breaker: Breaker,
 }
 
 /// What a server has one of, and every generation needs.
@@ -55,7 +56,6 @@ impl Workshop {
         settings: &Settings,
         services: Services,
         wasm: &[u8],
-        number: u64,
     ) -> Result<Generation, LoadError> {
         let loaded = load(&self.engine, self.cache.as_deref(), wasm)?;
         loaded.check_pin(settings.sha256.as_deref())?;
@@ -67,7 +67,8 @@ impl Workshop {
         let pool = Pool::new(recipe, settings.isolation, size, self.background.clone());
         pool.warm().await;
         let hold_back = setup.hold_back as usize;
-        Ok(Generation { number, sha256: loaded.sha256, description, hooks, hold_back, pool })
+        let breaker = Breaker::new(settings.breaker);
+        Ok(Generation { sha256: loaded.sha256, description, hooks, hold_back, pool, breaker })
     }
 
     fn recipe(

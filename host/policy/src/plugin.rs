@@ -23,20 +23,21 @@ pub(crate) struct Plugin {
     /// The generation that is asked; none where the plugin is disabled.
     pub(crate) current: ArcSwapOption<Generation>,
     pub(crate) history: Mutex<History>,
-    pub(crate) breaker: Breaker,
     pub(crate) metrics: PluginMetrics,
     /// By [`Hook`] as an index.
     pub(crate) hook_metrics: [HookMetrics; Hook::ALL.len()],
-    /// Where new generations take theirs from.
+    /// What generations inherit.
     pub(crate) services: Services,
     pub(crate) calls: Semaphore,
     pub(crate) recorder: Option<Recorder>,
+    /// Held while a new generation is made.
+    pub(crate) deploying: Mutex<()>,
 }
 
 /// What came before the present generation.
 #[derive(Default)]
 pub(crate) struct History {
-    /// Number of the latest generation.
+    /// Swaps so far.
     pub(crate) number: u64,
     pub(crate) previous: Option<Arc<Generation>>,
     pub(crate) last_error: Option<String>,
@@ -78,12 +79,12 @@ impl Plugin {
             return Ok(None);
         }
         let start = Instant::now();
-        let result = if self.breaker.allows(start) {
+        let result = if generation.breaker.allows(start) {
             self.call(&generation, question).await
         } else {
             Err(Failure::Quarantined)
         };
-        self.account(Q::HOOK, start, result.as_ref().err());
+        self.account(&generation.breaker, Q::HOOK, start, result.as_ref().err());
         result
     }
 
@@ -117,29 +118,32 @@ impl Plugin {
         }
     }
 
-    fn account(&self, hook: Hook, start: Instant, failure: Option<&Failure>) {
+    fn account(&self, breaker: &Breaker, hook: Hook, start: Instant, failure: Option<&Failure>) {
         let metrics = &self.hook_metrics[hook as usize];
         metrics.seconds.observe(start.elapsed().as_secs_f64());
-        let Some(failure) = failure else {
-            metrics.ok.inc();
-            if self.breaker.is_open() {
-                self.breaker.succeeded();
-                self.metrics.quarantined.set(self.breaker.is_open().into());
+        match failure {
+            Some(failure) => {
+                metrics.failed(failure.kind());
+                self.report(breaker, hook, failure);
             }
-            return;
-        };
-        metrics.failed(failure.kind());
-        self.report(hook, failure);
+            None => {
+                metrics.ok.inc();
+                if breaker.is_open() {
+                    breaker.succeeded();
+                    self.metrics.quarantined.set(breaker.is_open().into());
+                }
+            }
+        }
     }
 
-    fn report(&self, hook: Hook, failure: &Failure) {
+    fn report(&self, breaker: &Breaker, hook: Hook, failure: &Failure) {
         let (plugin, hook) = (&*self.settings.name, hook.name());
-        // Where calls are held back, one line when that began is enough.
+        // One line when it began is enough.
         if *failure == Failure::Quarantined {
             return;
         }
         tracing::warn!(plugin, hook, kind = failure.kind(), "the plugin failed: {failure}");
-        if failure.is_its_own() && self.breaker.failed(Instant::now()) {
+        if failure.is_its_own() && breaker.failed(Instant::now()) {
             self.metrics.quarantined.set(1);
             tracing::error!(plugin, "the plugin failed too often and is quarantined");
         }
@@ -148,6 +152,16 @@ impl Plugin {
     /// Whether its answers count.
     pub(crate) fn mode(&self) -> Mode {
         self.settings.mode
+    }
+
+    /// Whether it is asked at `hook`.
+    pub(crate) fn answers(&self, hook: Hook) -> bool {
+        self.current.load().as_ref().is_some_and(|generation| generation.answers(hook))
+    }
+
+    /// Whether it may look at the texts of requests.
+    pub(crate) fn reads_messages(&self) -> bool {
+        self.settings.allow.messages && self.current.load().is_some()
     }
 
     pub(crate) fn history(&self) -> MutexGuard<'_, History> {

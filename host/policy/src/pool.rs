@@ -1,5 +1,6 @@
 //! Where a call gets its instance from, and where it goes after.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use config::settings::Isolation;
@@ -21,6 +22,8 @@ pub(crate) struct Pool {
     size: usize,
     idle: Mutex<Vec<Instance>>,
     background: Background,
+    /// Nothing waits in it: another generation is asked.
+    resting: AtomicBool,
 }
 
 impl Pool {
@@ -31,7 +34,8 @@ impl Pool {
         size: usize,
         background: Background,
     ) -> Arc<Self> {
-        Arc::new(Self { recipe, isolation, size, idle: Mutex::default(), background })
+        let (idle, resting) = (Mutex::default(), AtomicBool::new(false));
+        Arc::new(Self { recipe, isolation, size, idle, background, resting })
     }
 
     /// Puts the first instances in. Those that cannot be made are made when they are needed.
@@ -40,7 +44,7 @@ impl Pool {
             Isolation::PerRequest => self.size,
             Isolation::Pooled => 1,
         };
-        while self.idle().len() < size {
+        while !self.rests() && self.idle().len() < size {
             match self.recipe.make().await {
                 Ok(instance) => self.idle().push(instance),
                 Err(_) => return,
@@ -64,7 +68,7 @@ impl Pool {
     pub(crate) fn park(&self, instance: Instance) {
         if self.isolation == Isolation::Pooled {
             let mut idle = self.idle();
-            if idle.len() < self.size {
+            if idle.len() < self.size && !self.rests() {
                 return idle.push(instance);
             }
         }
@@ -74,6 +78,23 @@ impl Pool {
     /// Takes an instance down, off the request's path where that is possible.
     pub(crate) fn retire(&self, instance: Instance) {
         self.background.offer(async move { drop(instance) });
+    }
+
+    /// Lets go of what waits, and keeps nothing waiting until it is woken.
+    pub(crate) fn rest(&self) {
+        self.resting.store(true, Ordering::Relaxed);
+        let idle = std::mem::take(&mut *self.idle());
+        self.background.offer(async move { drop(idle) });
+    }
+
+    /// Has instances waiting again.
+    pub(crate) fn wake(self: &Arc<Self>) {
+        self.resting.store(false, Ordering::Relaxed);
+        self.refill();
+    }
+
+    fn rests(&self) -> bool {
+        self.resting.load(Ordering::Relaxed)
     }
 
     /// Has the next instance made. It is none's loss if that cannot be: calls make their own.
