@@ -6,6 +6,7 @@
 mod batches;
 mod generations;
 mod measure;
+pub mod policy;
 mod shapes;
 mod table;
 

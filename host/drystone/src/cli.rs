@@ -46,6 +46,12 @@ pub enum Command {
     /// Serves a small model that is part of this program, asks it a few questions, and goes on
     /// serving.
     Demo(Demo),
+    /// Makes, looks at and tests policy plugins.
+    Plugin {
+        /// What to do.
+        #[command(subcommand)]
+        what: Plugin,
+    },
     /// Measures.
     Bench {
         /// What to measure.
@@ -74,6 +80,83 @@ pub enum Bench {
     /// Tokens per second of prefill and decode without HTTP, on random weights, beside the floor
     /// that memory bandwidth sets.
     Offline(Offline),
+    /// Microseconds of policy calls as a server makes them, for the components that are given.
+    Policy(PolicyBench),
+}
+
+/// What to do with plugins.
+#[derive(Debug, Subcommand)]
+pub enum Plugin {
+    /// Says what a component is: its hooks, what it must be allowed, its configuration.
+    Inspect {
+        /// The component.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Asks a component test cases, in the host that servers run it in, and counts instructions and
+    /// memory. Fails on an unexpected verdict and on a case over its budget.
+    ///
+    /// A file of cases is a JSON object: `allow` as in a deployment, `config`, and `cases`. A case
+    /// has a `name`, a `hook`, an `input` as `plugin replay` reads it, the verdict to `expect`, and
+    /// optionally its own `config` and a `budget` of `fuel` and `memory_kib`. An expected object
+    /// needs to name only the fields that matter; a failure is `{ "Failure": "timeout" }`.
+    Test {
+        /// The component.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// A file of cases, or a folder of them (*.json).
+        #[arg(long, value_name = "PATH")]
+        cases: PathBuf,
+    },
+    /// Asks two components what a server recorded, and prints the verdicts that differ.
+    Replay(Replay),
+}
+
+/// What to ask again, and whom.
+#[derive(Debug, clap::Args)]
+pub struct Replay {
+    /// What a plugin's `record` wrote.
+    #[arg(value_name = "FILE")]
+    pub recording: PathBuf,
+    /// A component, or `builtin` for what the server decides without plugins.
+    #[arg(long, value_name = "FILE")]
+    pub old: PathBuf,
+    /// The component to compare with it.
+    #[arg(long, value_name = "FILE")]
+    pub new: PathBuf,
+    /// JSON file with `allow` and `config` for both; other keys do not matter, so a file of cases
+    /// will do.
+    #[arg(long, value_name = "FILE")]
+    pub setup: Option<PathBuf>,
+    /// Differences to print; all are counted.
+    #[arg(long, default_value_t = 20)]
+    pub show: usize,
+}
+
+/// Components to measure. They are granted everything and get an empty configuration.
+#[derive(Debug, clap::Args)]
+pub struct PolicyBench {
+    /// Answers score-replicas; asked about 16 candidates.
+    #[arg(long, value_name = "FILE")]
+    pub score: Option<PathBuf>,
+    /// Answers on-request; also measured as a chain of ten.
+    #[arg(long, value_name = "FILE")]
+    pub request: Option<PathBuf>,
+    /// Answers on-chunk.
+    #[arg(long, value_name = "FILE")]
+    pub chunk: Option<PathBuf>,
+    /// Never answers on-request, and is killed after 5 ms.
+    #[arg(long, value_name = "FILE")]
+    pub spin: Option<PathBuf>,
+    /// Calls of one row.
+    #[arg(long, default_value_t = 2000)]
+    pub calls: usize,
+    /// Print JSON rows instead of a table.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// What `bench offline` runs.

@@ -5,6 +5,7 @@ mod check;
 mod cli;
 mod demo;
 mod log;
+mod plugin;
 mod replica;
 mod serve;
 mod survey;
@@ -39,6 +40,8 @@ enum Failure {
     Kernel(#[from] kernels::error::Error),
     #[error("{0}")]
     Usage(String),
+    #[error("{0}")]
+    Plugin(String),
     #[error("the demo failed: {0}")]
     Demo(String),
     #[error("cannot start a thread: {0}")]
@@ -51,7 +54,9 @@ fn main() -> ExitCode {
         Command::Serve { config } => serve::command(&config),
         Command::Check { config } => check::command(&config),
         Command::Demo(demo) => demo::command(&demo),
+        Command::Plugin { what } => plugin::command(&what),
         Command::Bench { what: Bench::Offline(offline) } => bench::command(&offline),
+        Command::Bench { what: Bench::Policy(policy) } => bench::policy::command(&policy),
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,

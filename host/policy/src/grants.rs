@@ -96,6 +96,12 @@ pub(crate) fn check(import: &str, allow: &Allow) -> Result<(), LoadError> {
     }
 }
 
+/// What an operator writes in `allow` for the interface `import`; `None` where that is nothing.
+pub(crate) fn remedy(import: &str) -> Option<&'static str> {
+    let grant = GRANTS.iter().find(|grant| grant.interface == import)?;
+    (!grant.remedy.is_empty()).then_some(grant.remedy)
+}
+
 /// Adds what `allow` grants, and nothing else.
 pub(crate) fn wire(linker: &mut Linker<Guest>, allow: &Allow) -> wasmtime::Result<()> {
     let granted = GRANTS.iter().filter(|grant| (grant.granted)(allow));

@@ -40,6 +40,20 @@ pub struct Inspection {
     pub bytes: usize,
 }
 
+impl Inspection {
+    /// What an operator writes to grant all that it imports.
+    pub fn allow(&self) -> String {
+        let headers: Vec<_> = self.headers.iter().map(|name| format!("{name:?}")).collect();
+        let grant = |import: &String| match &**import {
+            "headers" => Some(format!("headers = [{}]", headers.join(", "))),
+            import => grants::remedy(import).map(str::to_owned),
+        };
+        let wasi = self.wasi.then(|| "wasi = true".to_owned());
+        let all: Vec<_> = self.imports.iter().filter_map(grant).chain(wasi).collect();
+        if all.is_empty() { "{}".to_owned() } else { format!("{{ {} }}", all.join(", ")) }
+    }
+}
+
 /// Looks at the component `wasm`, and asks it to describe itself.
 pub fn inspect(wasm: &[u8]) -> Result<Inspection, LoadError> {
     let host = |error: &dyn std::fmt::Display| LoadError::Host(error.to_string());

@@ -3,7 +3,9 @@
 pub mod bindings;
 pub mod breaker;
 pub mod failure;
+pub mod harness;
 pub mod host;
+pub mod json;
 pub mod load;
 pub mod metrics;
 pub mod record;

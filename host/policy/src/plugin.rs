@@ -13,6 +13,7 @@ use crate::breaker::Breaker;
 use crate::failure::Failure;
 use crate::generation::Generation;
 use crate::guest::Services;
+use crate::json;
 use crate::metrics::{HookMetrics, PluginMetrics};
 use crate::question::Question;
 use crate::record::Recorder;
@@ -113,7 +114,7 @@ impl Plugin {
 
     fn record<Q: Question>(&self, question: &Q, answer: &Q::Answer) {
         let Some(recorder) = &self.recorder else { return };
-        if let Ok(answer) = serde_json::to_value(answer) {
+        if let Ok(answer) = json::verdict(Q::HOOK, answer) {
             recorder.keep(&self.settings.name, Q::HOOK, &question.input(), &answer);
         }
     }

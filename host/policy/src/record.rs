@@ -10,13 +10,28 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use config::settings::Record;
 use contract::policy::hook::Hook;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 /// Lines that may wait for the disk. More are dropped: requests never wait for it.
 const WAITING_LINES: usize = 1024;
-/// Keys whose strings are somebody's text, key or header value.
-const PRIVATE: [&str; 6] = ["content", "text", "pending", "key", "message", "value"];
+/// Keys whose strings are somebody's text, key or header value. Variants of verdicts are keys too.
+const PRIVATE: [&str; 14] = [
+    "content",
+    "text",
+    "pending",
+    "key",
+    "message",
+    "value",
+    "reason",
+    "headers",
+    "AddStop",
+    "Replace",
+    "Respond",
+    "SetContent",
+    "SetHeader",
+    "SetText",
+];
 
 /// Adds lines to a file in a thread of its own, which ends, all written, when this is dropped.
 #[derive(Debug)]
@@ -93,22 +108,24 @@ fn write(mut file: File, mut room: u64, lines: &Receiver<String>, name: &str, dr
 
 /// `value` with a digest in place of every private string: equal texts stay equal.
 pub fn redacted(value: &Value) -> Value {
-    match value {
-        Value::Object(fields) => Value::Object(redacted_fields(fields)),
-        Value::Array(items) => Value::Array(items.iter().map(redacted).collect()),
-        other => other.clone(),
-    }
+    redacted_under(false, value)
 }
 
-fn redacted_fields(fields: &Map<String, Value>) -> Map<String, Value> {
-    let redact = |(key, value): (&String, &Value)| {
-        let value = match value {
-            Value::String(text) if PRIVATE.contains(&key.as_str()) => digest(text),
-            other => redacted(other),
-        };
-        (key.clone(), value)
-    };
-    fields.iter().map(redact).collect()
+/// Lists below a private key, such as a header's name and value, are as private as it is.
+fn redacted_under(private: bool, value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let redact = |(key, value): (&String, &Value)| {
+                (key.clone(), redacted_under(PRIVATE.contains(&key.as_str()), value))
+            };
+            Value::Object(fields.iter().map(redact).collect())
+        }
+        Value::Array(items) => {
+            Value::Array(items.iter().map(|item| redacted_under(private, item)).collect())
+        }
+        Value::String(text) if private => digest(text),
+        other => other.clone(),
+    }
 }
 
 fn digest(text: &str) -> Value {
@@ -168,6 +185,19 @@ mod tests {
         assert_eq!(redacted["value"], 7);
         assert_eq!(redacted["message"]["text"]["sha256-8"], "2d711642b726b044");
         assert!(!redacted.to_string().contains("sk-1"));
+    }
+
+    #[test]
+    fn texts_in_verdicts_are_private_too() {
+        let verdict = json!({ "Edit": [
+            { "SetContent": [0, "secret"] }, { "Model": "sql" }, { "SetHeader": ["x", "secret"] },
+            { "InsertMessage": [0, { "role": "user", "content": "secret" }] },
+        ] });
+        let text = redacted(&verdict).to_string();
+        assert!(!text.contains("secret") && text.contains("sql") && text.contains("user"));
+        for verdict in [json!({ "Respond": "secret" }), json!({ "Stop": { "text": "secret" } })] {
+            assert!(!redacted(&verdict).to_string().contains("secret"));
+        }
     }
 
     #[test]

@@ -68,7 +68,7 @@ impl Checker<'_> {
                 window: Duration::from_secs(raw.breaker.window_s.into()),
                 cooldown: Duration::from_secs(raw.breaker.cooldown_s.into()),
             },
-            allow: allow(raw.allow),
+            allow: raw.allow.into(),
             config: json(raw.config),
             record: raw.record.map(|record| Record {
                 file: self.folder.join(record.file),
@@ -168,18 +168,20 @@ impl Checker<'_> {
     }
 }
 
-fn allow(raw: raw::Allow) -> Allow {
-    Allow {
-        headers: raw.headers.iter().map(|name| name.to_ascii_lowercase()).collect(),
-        messages: raw.messages,
-        text: raw.text,
-        kv_bytes: raw.kv_kib as usize * KIB,
-        clock: raw.clock,
-        random: raw.random,
-        metrics: raw.metrics,
-        adapters: raw.adapters,
-        replicas: raw.replicas,
-        wasi: raw.wasi,
+impl From<raw::Allow> for Allow {
+    fn from(raw: raw::Allow) -> Self {
+        Self {
+            headers: raw.headers.iter().map(|name| name.to_ascii_lowercase()).collect(),
+            messages: raw.messages,
+            text: raw.text,
+            kv_bytes: raw.kv_kib as usize * KIB,
+            clock: raw.clock,
+            random: raw.random,
+            metrics: raw.metrics,
+            adapters: raw.adapters,
+            replicas: raw.replicas,
+            wasi: raw.wasi,
+        }
     }
 }
 

@@ -21,9 +21,9 @@ use crate::question::{Question, ambient, request};
 
 /// Asks about one request.
 pub(crate) struct Admit {
-    request: Request,
-    load: wit::Load,
-    ambient: Ambient,
+    pub(crate) request: Request,
+    pub(crate) load: wit::Load,
+    pub(crate) ambient: Ambient,
 }
 
 impl Admit {

@@ -18,8 +18,8 @@ use crate::question::{Question, route};
 
 /// Asks about one caller.
 pub(crate) struct Authorize {
-    caller: wit::Caller,
-    headers: Headers,
+    pub(crate) caller: wit::Caller,
+    pub(crate) headers: Headers,
 }
 
 impl Authorize {

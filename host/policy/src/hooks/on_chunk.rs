@@ -27,9 +27,9 @@ const RELEASED_BYTES: usize = 4 << 10;
 
 /// Asks about one piece of one choice.
 pub(crate) struct OnChunk {
-    request: Arc<Request>,
-    chunk: wit::Chunk,
-    ambient: Ambient,
+    pub(crate) request: Arc<Request>,
+    pub(crate) chunk: wit::Chunk,
+    pub(crate) ambient: Ambient,
 }
 
 impl Question for OnChunk {

@@ -19,9 +19,9 @@ use crate::question::{Question, ambient, request};
 
 /// Tells about one request.
 pub(crate) struct OnComplete {
-    request: Request,
-    completion: wit::Completion,
-    ambient: Ambient,
+    pub(crate) request: Request,
+    pub(crate) completion: wit::Completion,
+    pub(crate) ambient: Ambient,
 }
 
 impl OnComplete {

@@ -18,8 +18,8 @@ use crate::question::{Question, ambient, request};
 
 /// Asks about one request, as earlier plugins left it.
 pub(crate) struct OnRequest {
-    request: Request,
-    subject: Subject,
+    pub(crate) request: Request,
+    pub(crate) subject: Subject,
 }
 
 impl OnRequest {

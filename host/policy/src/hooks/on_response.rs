@@ -19,9 +19,9 @@ use crate::question::{Question, ambient, request};
 
 /// Asks about one answer, as earlier plugins left it.
 pub(crate) struct OnResponse {
-    request: Request,
-    response: wit::Response,
-    ambient: Ambient,
+    pub(crate) request: Request,
+    pub(crate) response: wit::Response,
+    pub(crate) ambient: Ambient,
 }
 
 impl OnResponse {

@@ -19,9 +19,9 @@ use crate::question::{Question, ambient, request};
 
 /// Asks about one name.
 pub(crate) struct ResolveAdapter {
-    request: Request,
-    name: String,
-    ambient: Ambient,
+    pub(crate) request: Request,
+    pub(crate) name: String,
+    pub(crate) ambient: Ambient,
 }
 
 impl ResolveAdapter {

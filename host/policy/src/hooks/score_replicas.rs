@@ -16,9 +16,9 @@ use crate::question::{Question, ambient};
 
 /// Asks about one request.
 pub(crate) struct ScoreReplicas {
-    demand: wit::Demand,
-    replicas: Vec<wit::Replica>,
-    ambient: Ambient,
+    pub(crate) demand: wit::Demand,
+    pub(crate) replicas: Vec<wit::Replica>,
+    pub(crate) ambient: Ambient,
 }
 
 impl ScoreReplicas {

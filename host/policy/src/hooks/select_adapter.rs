@@ -18,8 +18,8 @@ use crate::question::{Question, ambient, request};
 
 /// Asks about one request.
 pub(crate) struct SelectAdapter {
-    request: Request,
-    ambient: Ambient,
+    pub(crate) request: Request,
+    pub(crate) ambient: Ambient,
 }
 
 impl SelectAdapter {

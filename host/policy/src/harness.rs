@@ -1,0 +1,158 @@
+//! One component by itself, for tools: loaded as a server loads it, asked one hook at a time, and
+//! measured.
+
+use std::sync::Arc;
+
+use config::settings::Allow;
+use contract::policy::hook::Hook;
+use serde_json::Value;
+use wasmtime::Engine;
+
+use crate::background::wait;
+use crate::engine;
+use crate::failure::Failure;
+use crate::generation::first;
+use crate::guest::Services;
+use crate::hooks::admit::Admit;
+use crate::hooks::authorize::Authorize;
+use crate::hooks::on_chunk::OnChunk;
+use crate::hooks::on_complete::OnComplete;
+use crate::hooks::on_request::OnRequest;
+use crate::hooks::on_response::OnResponse;
+use crate::hooks::resolve_adapter::ResolveAdapter;
+use crate::hooks::score_replicas::ScoreReplicas;
+use crate::hooks::select_adapter::SelectAdapter;
+use crate::json::{self, ambient, headers, part, subject};
+use crate::load::{LoadError, Loaded, load};
+use crate::question::{Question, request};
+use crate::recipe::{Kit, Recipe};
+use crate::trial::LIMITS;
+
+/// A compiled component.
+pub struct Harness {
+    engine: Engine,
+    loaded: Loaded,
+}
+
+/// A component that has its configuration and its grants. What it keeps stays from call to call,
+/// as on a server; every call has an instance of its own.
+pub struct Started(Recipe);
+
+/// What came of one call.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// What the guest said, as JSON.
+    pub verdict: Value,
+    /// WebAssembly instructions that it took.
+    pub fuel: u64,
+    /// The most that its memories held, its start included.
+    pub memory_bytes: usize,
+}
+
+/// Why there is no verdict.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// The input is not one of this hook.
+    #[error("{0}")]
+    Input(String),
+    /// The guest failed.
+    #[error(transparent)]
+    Failure(#[from] Failure),
+    /// The host could not try.
+    #[error("{0}")]
+    Host(#[from] std::io::Error),
+}
+
+impl Harness {
+    /// Compiles `wasm` so that its instructions are counted.
+    pub fn new(wasm: &[u8]) -> Result<Self, LoadError> {
+        let engine = engine::measuring().map_err(|error| LoadError::Host(error.to_string()))?;
+        let loaded = load(&engine, None, wasm)?;
+        Ok(Self { engine, loaded })
+    }
+
+    /// Hooks that it exports.
+    pub fn hooks(&self) -> &[Hook] {
+        &self.loaded.surface.hooks
+    }
+
+    /// Checks what it imports, configures it and has it test itself.
+    pub fn start(&self, allow: &Allow, config: &Value) -> Result<Started, LoadError> {
+        self.loaded.check_grants(allow)?;
+        let services = Arc::new(Services::alone("trial", allow));
+        let kit = Kit { services, limits: LIMITS, config: config.to_string() };
+        let recipe = Recipe::new(&self.engine, &self.loaded, self.hooks(), allow, kit)?;
+        let started = wait(first(&recipe, &allow.headers));
+        started.map_err(|error| LoadError::Host(error.to_string()))??;
+        Ok(Started(recipe))
+    }
+}
+
+impl Started {
+    /// Asks `hook` about `input`, which has the form that recordings have.
+    pub fn ask(&self, hook: Hook, input: &Value) -> Result<Run, AskError> {
+        wait(self.question(hook, input))?
+    }
+
+    async fn question(&self, hook: Hook, input: &Value) -> Result<Run, AskError> {
+        let wrong = AskError::Input;
+        let about = || part(input, "request").map_err(wrong);
+        let ambient = ambient(input).map_err(wrong)?;
+        /// A part of the input by its name.
+        macro_rules! part {
+            ($name:ident) => {
+                part(input, stringify!($name)).map_err(wrong)?
+            };
+        }
+        match hook {
+            Hook::Authorize => {
+                let headers = headers(input).map_err(wrong)?;
+                self.put(&Authorize { caller: part!(caller), headers }).await
+            }
+            Hook::OnRequest => {
+                let subject = subject(input).map_err(wrong)?;
+                self.put(&OnRequest { request: request(&subject), subject }).await
+            }
+            Hook::SelectAdapter => self.put(&SelectAdapter { request: about()?, ambient }).await,
+            Hook::ResolveAdapter => {
+                let name = part!(name);
+                self.put(&ResolveAdapter { request: about()?, name, ambient }).await
+            }
+            Hook::Admit => {
+                let load = part!(load);
+                self.put(&Admit { request: about()?, load, ambient }).await
+            }
+            Hook::ScoreReplicas => {
+                let (demand, replicas) = (part!(demand), part!(replicas));
+                self.put(&ScoreReplicas { demand, replicas, ambient }).await
+            }
+            Hook::OnChunk => {
+                let (request, chunk) = (Arc::new(about()?), part!(chunk));
+                self.put(&OnChunk { request, chunk, ambient }).await
+            }
+            Hook::OnResponse => {
+                let response = part!(response);
+                self.put(&OnResponse { request: about()?, response, ambient }).await
+            }
+            Hook::OnComplete => {
+                let completion = part!(completion);
+                self.put(&OnComplete { request: about()?, completion, ambient }).await
+            }
+        }
+    }
+
+    async fn put<Q: Question>(&self, question: &Q) -> Result<Run, AskError> {
+        let mut instance = self.0.make().await?;
+        instance.begin(question.ambient(), LIMITS.cpu);
+        let before = instance.store.get_fuel().map_err(Failure::from)?;
+        let answer = question.ask(&mut instance).await.map_err(Failure::from)?;
+        let after = instance.store.get_fuel().map_err(Failure::from)?;
+        let missing = || AskError::Input(format!("it does not export {}", Q::HOOK.name()));
+        let answer = answer.ok_or_else(missing)?;
+        let verdict = json::verdict(Q::HOOK, &answer);
+        let verdict = verdict.map_err(|error| AskError::Input(error.to_string()))?;
+        question.check(answer, &LIMITS).map_err(Failure::Invalid)?;
+        let memory_bytes = instance.store.data().bounds.peak();
+        Ok(Run { verdict, fuel: before - after, memory_bytes })
+    }
+}

@@ -1,0 +1,232 @@
+//! Inputs and verdicts of hooks as JSON: what recordings hold and test cases are written in.
+//!
+//! It is the form that the generated types have by themselves: fields as in the WIT files with
+//! underscores, cases in CamelCase, such as `"Pass"` or `{ "Respond": "text" }`.
+
+use std::collections::BTreeMap;
+
+use contract::policy::builtin;
+use contract::policy::hook::Hook;
+use contract::policy::replica::Replica;
+use contract::policy::subject::{Headers, Message, Route, Subject, Tenant};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::bindings::drystone::policy::types;
+use crate::bindings::exports::drystone::policy::score_replicas;
+use crate::guest::Ambient;
+
+/// What a guest said. Of an answer to `on-chunk` the guest's own state is left out.
+pub(crate) fn verdict(hook: Hook, answer: &impl Serialize) -> serde_json::Result<Value> {
+    let mut value = serde_json::to_value(answer)?;
+    Ok(if hook == Hook::OnChunk { value[0].take() } else { value })
+}
+
+/// One part of an input, with what it leaves out as in an ordinary request.
+pub(crate) fn part<T: DeserializeOwned>(input: &Value, name: &str) -> Result<T, String> {
+    let mut value = usual(name);
+    match (&mut value, input.get(name).cloned().unwrap_or_default()) {
+        (Value::Object(fields), Value::Object(given)) => fields.extend(given),
+        (_, Value::Null) => {}
+        (value, given) => *value = given,
+    }
+    serde_json::from_value(value).map_err(|error| format!("input.{name}: {error}"))
+}
+
+fn usual(name: &str) -> Value {
+    match name {
+        "request" => json!({
+            "id": "case", "tenant": "anonymous", "model": "base", "route": "Chat",
+            "prompt_tokens": 0, "max_tokens": null, "streamed": false,
+        }),
+        "caller" => json!({ "key": null, "route": "Chat" }),
+        "load" => json!({ "running": 0, "waiting": 0, "queue_max": 0, "kv_used": 0.0 }),
+        "chunk" => json!({ "choice": 0, "pending": "", "released": 0, "last": false }),
+        "demand" => json!({ "prompt_tokens": 0, "max_tokens": 0, "affinity": 0 }),
+        "messages" | "state" => json!([]),
+        "headers" => json!({}),
+        "released" => json!(""),
+        _ => Value::Null,
+    }
+}
+
+/// What the guest may look at: `headers`, `messages`, and for `on-chunk` `released` and `state`.
+pub(crate) fn ambient(input: &Value) -> Result<Ambient, String> {
+    Ok(Ambient {
+        headers: headers(input)?,
+        messages: messages(input)?.into(),
+        released: part::<String>(input, "released")?.into(),
+        state: part(input, "state")?,
+    })
+}
+
+/// The headers of an input.
+pub(crate) fn headers(input: &Value) -> Result<Headers, String> {
+    let headers: BTreeMap<String, String> = part(input, "headers")?;
+    let lower = headers.into_iter().map(|(name, value)| (name.to_ascii_lowercase(), value));
+    Ok(Headers(Some(lower.collect())))
+}
+
+fn messages(input: &Value) -> Result<Vec<Message>, String> {
+    let messages: Vec<types::Message> = part(input, "messages")?;
+    let message = |types::Message { role, content }| Message { role, content };
+    Ok(messages.into_iter().map(message).collect())
+}
+
+/// The request of an input with what goes with it.
+pub(crate) fn subject(input: &Value) -> Result<Subject, String> {
+    let request: types::Request = part(input, "request")?;
+    Ok(Subject {
+        id: request.id.into(),
+        tenant: Tenant(request.tenant),
+        model: request.model,
+        route: match request.route {
+            types::Route::Chat => Route::Chat,
+            types::Route::Completion => Route::Completion,
+            types::Route::Other => Route::Other,
+        },
+        prompt_tokens: request.prompt_tokens,
+        max_tokens: request.max_tokens,
+        streamed: request.streamed,
+        headers: headers(input)?,
+        messages: messages(input)?.into(),
+    })
+}
+
+/// What a server without plugins decides, in the same form. `None` for `authorize`, where that
+/// depends on the keys of the deployment.
+pub fn builtin(hook: Hook, input: &Value) -> Option<Value> {
+    Some(match hook {
+        Hook::Authorize => return None,
+        Hook::OnRequest | Hook::OnChunk => json!("Pass"),
+        Hook::SelectAdapter => json!("Named"),
+        Hook::ResolveAdapter => json!("NotFound"),
+        Hook::Admit => json!({ "Admit": { "priority": 0, "deadline_ms": null } }),
+        Hook::ScoreReplicas => {
+            let replicas: Vec<score_replicas::Replica> = part(input, "replicas").ok()?;
+            replicas.iter().map(|replica| builtin::score(&ours(replica))).collect()
+        }
+        Hook::OnResponse => json!([]),
+        Hook::OnComplete => Value::Null,
+    })
+}
+
+fn ours(replica: &score_replicas::Replica) -> Replica {
+    Replica {
+        running: replica.running,
+        waiting: replica.waiting,
+        kv_used: replica.kv_used,
+        adapter_resident: replica.adapter_resident,
+        prefix_hit: replica.prefix_hit,
+        local: replica.local,
+    }
+}
+
+/// Puts a text in the place of every digest that a redacted recording has, so that it can be asked
+/// again. Equal texts are equal still; what they said is gone.
+pub fn unredacted(value: Value) -> Value {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Digest {
+        #[serde(rename = "sha256-8")]
+        hex: String,
+        #[serde(rename = "chars")]
+        _chars: u64,
+    }
+    if let Ok(digest) = Digest::deserialize(&value) {
+        return Value::String(format!("sha256-8:{}", digest.hex));
+    }
+    match value {
+        Value::Object(fields) => {
+            Value::Object(fields.into_iter().map(|(key, value)| (key, unredacted(value))).collect())
+        }
+        Value::Array(items) => Value::Array(items.into_iter().map(unredacted).collect()),
+        other => other,
+    }
+}
+
+/// Whether `actual` has everything that `expected` has. Objects may have more; numbers may be off
+/// by the rounding of 32-bit floats.
+pub fn fits(expected: &Value, actual: &Value) -> bool {
+    match (expected, actual) {
+        (Value::Object(expected), Value::Object(actual)) => {
+            expected.iter().all(|(key, value)| fits(value, actual.get(key).unwrap_or(&Value::Null)))
+        }
+        (Value::Array(expected), Value::Array(actual)) => {
+            expected.len() == actual.len() && expected.iter().zip(actual).all(|(a, b)| fits(a, b))
+        }
+        (Value::Number(expected), Value::Number(actual)) => {
+            let (a, b) = (expected.as_f64().unwrap_or(0.0), actual.as_f64().unwrap_or(0.0));
+            expected == actual || (a - b).abs() <= f64::from(f32::EPSILON) * a.abs().max(b.abs())
+        }
+        _ => expected == actual,
+    }
+}
+
+/// Whether two verdicts come to the same. Scores do if the same replica wins.
+pub fn agree(hook: Hook, a: &Value, b: &Value) -> bool {
+    match (hook, winner(a), winner(b)) {
+        (Hook::ScoreReplicas, Some(a), Some(b)) => a == b,
+        _ => fits(a, b) && fits(b, a),
+    }
+}
+
+fn winner(scores: &Value) -> Option<usize> {
+    let scores: Vec<f64> = Vec::deserialize(scores).ok()?;
+    (0..scores.len()).min_by(|&a, &b| scores[a].total_cmp(&scores[b]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::redacted;
+
+    #[test]
+    fn an_expectation_names_only_what_matters() {
+        let actual = json!({ "Refuse": { "status": 403, "code": "no", "message": "No." } });
+        assert!(fits(&json!({ "Refuse": { "status": 403 } }), &actual));
+        assert!(!fits(&json!({ "Refuse": { "status": 404 } }), &actual));
+        assert!(!fits(&json!("Pass"), &actual));
+        assert!(fits(&json!([0.1, 3]), &json!([f64::from(0.1f32), 3.0])));
+        assert!(!fits(&json!([0.1]), &json!([0.1, 0.2])));
+    }
+
+    #[test]
+    fn scores_agree_when_the_same_replica_wins() {
+        let agree = |a: Value, b: Value| super::agree(Hook::ScoreReplicas, &a, &b);
+        assert!(agree(json!([1, 2, 3]), json!([-5, 0, 0])));
+        assert!(!agree(json!([1, 2, 3]), json!([3, 2, 1])));
+        assert!(!super::agree(Hook::OnRequest, &json!({ "Respond": "a" }), &json!("Pass")));
+    }
+
+    #[test]
+    fn a_redacted_input_can_be_asked_again() {
+        let input = json!({
+            "request": { "model": "sql" }, "messages": [{ "role": "user", "content": "hello" }],
+            "headers": { "x-team": "ops" },
+        });
+        let again = unredacted(redacted(&input));
+        let subject = subject(&again).unwrap();
+        assert_eq!(subject.model, "sql");
+        assert_eq!(subject.messages[0].content, "sha256-8:2cf24dba5fb0a30e");
+    }
+
+    #[test]
+    fn what_an_input_leaves_out_is_as_usual_and_what_is_wrong_is_named() {
+        let subject = subject(&json!({ "request": { "tenant": "acme" } })).unwrap();
+        assert_eq!((&*subject.tenant.0, &*subject.model), ("acme", "base"));
+        let wrong = json!({ "request": { "route": "chat" } });
+        assert!(part::<types::Request>(&wrong, "request").unwrap_err().contains("input.request"));
+    }
+
+    #[test]
+    fn the_server_itself_prefers_the_idle_replica() {
+        let replica = |running: u32| {
+            json!({ "running": running, "waiting": 0, "kv_used": 0.0, "adapter_resident": true,
+                "prefix_hit": 0.0, "local": true })
+        };
+        let input = json!({ "replicas": [replica(2), replica(0)] });
+        assert_eq!(winner(&builtin(Hook::ScoreReplicas, &input).unwrap()), Some(1));
+    }
+}
