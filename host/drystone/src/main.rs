@@ -5,6 +5,7 @@ mod check;
 mod cli;
 mod demo;
 mod log;
+mod plugin;
 mod replica;
 mod serve;
 mod survey;
@@ -41,6 +42,10 @@ enum Failure {
     Usage(String),
     #[error("the demo failed: {0}")]
     Demo(String),
+    #[error(transparent)]
+    Pack(#[from] pack::PackError),
+    #[error("cannot write {}: {source}", path.display())]
+    Write { path: std::path::PathBuf, source: std::io::Error },
     #[error("cannot start a thread: {0}")]
     Thread(#[from] std::io::Error),
 }
@@ -52,6 +57,7 @@ fn main() -> ExitCode {
         Command::Check { config } => check::command(&config),
         Command::Demo(demo) => demo::command(&demo),
         Command::Bench { what: Bench::Offline(offline) } => bench::command(&offline),
+        Command::Plugin { what } => plugin::command(&what),
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,
