@@ -60,6 +60,28 @@ pub enum Command {
     },
 }
 
+/// Where to write a new project.
+#[derive(Debug, clap::Args)]
+pub struct PluginNew {
+    /// Folder to make; its last part is the plugin's name.
+    #[arg(value_name = "NAME")]
+    pub folder: PathBuf,
+    /// Folder of drystone-sdk [default: `sdk` of the Drystone checkout that NAME is in].
+    #[arg(long, value_name = "PATH")]
+    pub sdk: Option<PathBuf>,
+}
+
+/// What to build.
+#[derive(Debug, clap::Args)]
+pub struct PluginBuild {
+    /// Folder of the project.
+    #[arg(value_name = "DIR", default_value = ".")]
+    pub folder: PathBuf,
+    /// Where the component goes [default: NAME.wasm in DIR].
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
 /// How the demo runs.
 #[derive(Debug, clap::Args)]
 pub struct Demo {
@@ -87,6 +109,11 @@ pub enum Bench {
 /// What to do with plugins.
 #[derive(Debug, Subcommand)]
 pub enum Plugin {
+    /// Writes a project with one hook, its tests and a case file; it builds and tests at once.
+    New(PluginNew),
+    /// Builds a project into a component and prints its size, its hooks, what it asks of the server
+    /// and its SHA-256. Wants Rust from rustup, and installs the target wasm32-unknown-unknown.
+    Build(PluginBuild),
     /// Says what a component is: its hooks, what it must be allowed, its configuration.
     Inspect {
         /// The component.

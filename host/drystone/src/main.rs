@@ -44,6 +44,10 @@ enum Failure {
     Plugin(String),
     #[error("the demo failed: {0}")]
     Demo(String),
+    #[error(transparent)]
+    Pack(#[from] pack::PackError),
+    #[error("cannot write {}: {source}", path.display())]
+    Write { path: std::path::PathBuf, source: std::io::Error },
     #[error("cannot start a thread: {0}")]
     Thread(#[from] std::io::Error),
 }
