@@ -2,6 +2,7 @@
 
 mod ask;
 mod files;
+mod policies;
 mod show;
 
 use std::net::SocketAddr;
@@ -18,15 +19,15 @@ use ask::{Answer, Question};
 use files::Files;
 use show::Show;
 
-const THINGS: &str = "I have 3 red cubes, 2 blue balls and 5 red cones. How many red things?";
+pub(crate) const THINGS: &str = "I have 3 red cubes, 2 blue balls and 5 red cones. How many red things?";
 
 /// Asked at once, so that all share batches.
 const QUESTIONS: [Question; 5] = [
-    Question { model: "drystone-demo", text: THINGS },
-    Question { model: "sql", text: THINGS },
-    Question { model: "json", text: THINGS },
-    Question { model: "shout", text: THINGS },
-    Question { model: "drystone-demo", text: "Hello" },
+    Question { model: "drystone-demo", text: THINGS, route: None },
+    Question { model: "sql", text: THINGS, route: None },
+    Question { model: "json", text: THINGS, route: None },
+    Question { model: "shout", text: THINGS, route: None },
+    Question { model: "drystone-demo", text: "Hello", route: None },
 ];
 
 /// Runs the demo.
@@ -36,6 +37,7 @@ pub fn command(options: &cli::Demo) -> Result<(), Failure> {
     let once = options.once;
     serve(survey, move |ready| {
         ask_all(&ready)?;
+        policies::show(ready.address)?;
         if once {
             ready.stop();
         } else {
@@ -95,6 +97,9 @@ Serving at http://{server} until Ctrl-C. Try:
 
   curl -N http://{server}/v1/chat/completions -H 'Content-Type: application/json' -d '{{
     "model": "shout", "stream": true, "messages": [{{"role": "user", "content": "Hello"}}]}}'
+
+  curl http://{server}/v1/chat/completions -H 'Content-Type: application/json' -H 'x-adapter-route: sql' -d '{{
+    "model": "private", "messages": [{{"role": "user", "content": "{THINGS}"}}]}}'
 
   curl -s http://{server}/metrics | grep drystone_
 "#

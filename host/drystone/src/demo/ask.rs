@@ -14,6 +14,8 @@ pub struct Question {
     pub model: &'static str,
     /// The user's message.
     pub text: &'static str,
+    /// The header `x-adapter-route`, which the demo's router looks at.
+    pub route: Option<&'static str>,
 }
 
 /// What came back.
@@ -38,7 +40,9 @@ pub fn ask(
         "stream": true,
         "stream_options": {"include_usage": true},
     });
-    let response = ureq::post(format!("http://{server}/v1/chat/completions"))
+    let request = ureq::post(format!("http://{server}/v1/chat/completions"));
+    let routed = question.route.into_iter().fold(request, |it, to| it.header("x-adapter-route", to));
+    let response = routed
         .send_json(&body)
         .map_err(|error| Failure::Demo(format!("{}: {error}", question.model)))?;
     let mut answer = Answer::default();
@@ -69,11 +73,16 @@ fn take(event: &Value, answer: &mut Answer) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A number that the server's `/metrics` has under `name`, whatever its labels.
-pub fn metric(server: SocketAddr, name: &str) -> Result<f64, Failure> {
+/// The server's `/metrics`.
+pub fn metrics(server: SocketAddr) -> Result<String, Failure> {
     let failed = |error: ureq::Error| Failure::Demo(format!("/metrics: {error}"));
     let mut response = ureq::get(format!("http://{server}/metrics")).call().map_err(failed)?;
-    let metrics = response.body_mut().read_to_string().map_err(failed)?;
+    response.body_mut().read_to_string().map_err(failed)
+}
+
+/// A number that the server's `/metrics` has under `name`, whatever its labels.
+pub fn metric(server: SocketAddr, name: &str) -> Result<f64, Failure> {
+    let metrics = metrics(server)?;
     let line = metrics.lines().find(|line| line.starts_with(name));
     let number = line.and_then(|line| line.rsplit(' ').next()?.parse().ok());
     number.ok_or_else(|| Failure::Demo(format!("/metrics has no {name}")))

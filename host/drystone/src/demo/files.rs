@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use crate::Failure;
 
 static MODEL: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../../tests/fixtures/demo");
+static PLUGINS: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../../plugins/prebuilt");
 const DEPLOYMENT: &str = include_str!("../../../../configs/demo.toml");
 
 /// The demo's files, unpacked; they are gone when this is dropped.
@@ -23,9 +24,12 @@ impl Files {
         let folder = tempfile::Builder::new().prefix("drystone-demo-").tempdir();
         let folder = folder.map_err(|error| unwritable(&std::env::temp_dir(), &error))?;
         let model = folder.path().join("tests/fixtures/demo");
+        let plugins = folder.path().join("plugins/prebuilt");
         std::fs::create_dir_all(&model)
             .and_then(|()| std::fs::create_dir(folder.path().join("configs")))
             .and_then(|()| MODEL.extract(&model))
+            .and_then(|()| std::fs::create_dir_all(&plugins))
+            .and_then(|()| PLUGINS.extract(&plugins))
             .map_err(|error| unwritable(folder.path(), &error))?;
         Ok(Files { folder })
     }
