@@ -148,7 +148,7 @@ pub struct PolicyBench {
     /// Answers on-chunk.
     #[arg(long, value_name = "FILE")]
     pub chunk: Option<PathBuf>,
-    /// Never answers on-request, and is killed after 5 ms.
+    /// Never answers on-request for the model `spin`, and is killed after 5 ms.
     #[arg(long, value_name = "FILE")]
     pub spin: Option<PathBuf>,
     /// Calls of one row.

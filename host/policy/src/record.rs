@@ -111,12 +111,12 @@ pub fn redacted(value: &Value) -> Value {
     redacted_under(false, value)
 }
 
-/// Lists below a private key, such as a header's name and value, are as private as it is.
+/// What is below a private key, such as headers with their names, is as private as it is.
 fn redacted_under(private: bool, value: &Value) -> Value {
     match value {
         Value::Object(fields) => {
             let redact = |(key, value): (&String, &Value)| {
-                (key.clone(), redacted_under(PRIVATE.contains(&key.as_str()), value))
+                (key.clone(), redacted_under(private || PRIVATE.contains(&key.as_str()), value))
             };
             Value::Object(fields.iter().map(redact).collect())
         }
