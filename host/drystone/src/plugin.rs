@@ -1,6 +1,8 @@
 //! `drystone plugin`: the tools of those who write plugins.
 
+mod build;
 mod inspect;
+mod new;
 mod replay;
 mod suite;
 mod test;
@@ -13,6 +15,8 @@ use crate::cli::Plugin;
 /// Does what the command line says.
 pub fn command(what: &Plugin) -> Result<(), Failure> {
     match what {
+        Plugin::New(new) => new::command(new),
+        Plugin::Build(build) => build::command(build),
         Plugin::Inspect { file, json } => inspect::command(file, *json),
         Plugin::Test { file, cases } => test::command(file, cases),
         Plugin::Replay(options) => replay::command(options),

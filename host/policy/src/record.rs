@@ -25,12 +25,12 @@ const PRIVATE: [&str; 14] = [
     "value",
     "reason",
     "headers",
-    "AddStop",
-    "Replace",
-    "Respond",
-    "SetContent",
-    "SetHeader",
-    "SetText",
+    "add-stop",
+    "replace",
+    "respond",
+    "set-content",
+    "set-header",
+    "set-text",
 ];
 
 /// Adds lines to a file in a thread of its own, which ends, all written, when this is dropped.
@@ -189,13 +189,13 @@ mod tests {
 
     #[test]
     fn texts_in_verdicts_are_private_too() {
-        let verdict = json!({ "Edit": [
-            { "SetContent": [0, "secret"] }, { "Model": "sql" }, { "SetHeader": ["x", "secret"] },
-            { "InsertMessage": [0, { "role": "user", "content": "secret" }] },
+        let verdict = json!({ "edit": [
+            { "set-content": [0, "secret"] }, { "model": "sql" }, { "set-header": ["x", "secret"] },
+            { "insert-message": [0, { "role": "user", "content": "secret" }] },
         ] });
         let text = redacted(&verdict).to_string();
         assert!(!text.contains("secret") && text.contains("sql") && text.contains("user"));
-        for verdict in [json!({ "Respond": "secret" }), json!({ "Stop": { "text": "secret" } })] {
+        for verdict in [json!({ "respond": "secret" }), json!({ "stop": { "text": "secret" } })] {
             assert!(!redacted(&verdict).to_string().contains("secret"));
         }
     }

@@ -1,0 +1,98 @@
+//! Takes e-mail addresses, card numbers and API keys out of what goes in and what comes out.
+
+#[cfg(test)]
+mod tests;
+
+use drystone_sdk::host::messages;
+use drystone_sdk::prelude::*;
+
+/// What is always looked for. No match is longer than [`LONGEST`].
+const PATTERNS: &[&str] = &[
+    r"\b[A-Za-z0-9._%+-]{1,48}@[A-Za-z0-9.-]{1,40}\.[A-Za-z]{2,6}\b",
+    r"\b(?:[0-9]{4}[ -]?){3}[0-9]{1,7}\b",
+    r"\b(?:sk|pk|ghp|xox[bp])[-_][A-Za-z0-9_-]{16,80}\b",
+];
+const LONGEST: u32 = 96;
+/// A match that ends so many characters before the end of the text is whole.
+const SETTLED: usize = 16;
+
+/// What to look for besides, and what to put in its place.
+#[config]
+#[derive(Debug)]
+pub struct Config {
+    /// More regular expressions, in the syntax of Rust's `regex`.
+    #[serde(default)]
+    patterns: Vec<String>,
+    /// Characters that the longest match of those may have [default: 96].
+    #[serde(default)]
+    longest: Option<u32>,
+    /// Takes the place of each match.
+    #[serde(default = "redacted")]
+    replacement: String,
+}
+
+fn redacted() -> String {
+    "[redacted]".into()
+}
+
+/// The host's set of patterns.
+#[derive(Debug)]
+pub struct Redactor {
+    patterns: PatternSet,
+    config: Config,
+}
+
+#[policy]
+impl Policy for Redactor {
+    type Config = Config;
+
+    fn new(config: Config, setup: &Setup) -> Result<Self, String> {
+        let extra = config.patterns.iter().map(String::as_str);
+        let patterns: Vec<_> = PATTERNS.iter().copied().chain(extra).collect();
+        Ok(Self { patterns: setup.patterns(&patterns)?, config })
+    }
+
+    /// What could still become a match is held back.
+    fn hold_back(&self) -> u32 {
+        self.config.longest.unwrap_or(0).max(LONGEST)
+    }
+
+    fn on_request(&self, _request: &Request) -> RequestVerdict {
+        if messages::matches(&self.patterns).is_empty() {
+            return RequestVerdict::Pass;
+        }
+        let edit = |(index, message): (u32, Message)| {
+            self.redact(&message.content).map(|text| Edit::SetContent((index, text)))
+        };
+        RequestVerdict::Edit((0..).zip(messages::all()).filter_map(edit).collect())
+    }
+
+    fn on_chunk(&self, _request: &Request, chunk: &Chunk) -> ChunkVerdict {
+        match self.redact(&chunk.pending) {
+            None => ChunkVerdict::Pass,
+            Some(text) if chunk.last || text.ends_with(tail(&chunk.pending)) => {
+                ChunkVerdict::Replace(text)
+            }
+            // A match this near to the end may go on in the next chunk.
+            Some(_) => ChunkVerdict::Hold,
+        }
+    }
+
+    fn on_response(&self, _request: &Request, response: &Response) -> Vec<ResponseEdit> {
+        let edit = |(index, choice): (u32, &Choice)| {
+            self.redact(&choice.text).map(|text| ResponseEdit::SetText((index, text)))
+        };
+        (0..).zip(&response.choices).filter_map(edit).collect()
+    }
+}
+
+impl Redactor {
+    fn redact(&self, text: &str) -> Option<String> {
+        self.patterns.redact(text, &self.config.replacement)
+    }
+}
+
+fn tail(text: &str) -> &str {
+    let start = text.char_indices().rev().nth(SETTLED - 1);
+    &text[start.map_or(0, |(at, _)| at)..]
+}
