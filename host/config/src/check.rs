@@ -2,6 +2,8 @@
 
 mod policy;
 
+pub(crate) use policy::json;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

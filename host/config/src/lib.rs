@@ -3,6 +3,7 @@
 //! The only crate that reads TOML or the environment. [`raw`] is exactly what the operator typed;
 //! [`check`] turns it into [`settings`], which is all that the rest of the host sees.
 
+pub mod cases;
 pub mod check;
 pub mod environment;
 pub mod keys;

@@ -60,28 +60,6 @@ pub enum Command {
     },
 }
 
-/// Where to write a new project.
-#[derive(Debug, clap::Args)]
-pub struct PluginNew {
-    /// Folder to make; its last part is the plugin's name.
-    #[arg(value_name = "NAME")]
-    pub folder: PathBuf,
-    /// Folder of drystone-sdk [default: `sdk` of the Drystone checkout that NAME is in].
-    #[arg(long, value_name = "PATH")]
-    pub sdk: Option<PathBuf>,
-}
-
-/// What to build.
-#[derive(Debug, clap::Args)]
-pub struct PluginBuild {
-    /// Folder of the project.
-    #[arg(value_name = "DIR", default_value = ".")]
-    pub folder: PathBuf,
-    /// Where the component goes [default: NAME.wasm in DIR].
-    #[arg(short, long, value_name = "FILE")]
-    pub output: Option<PathBuf>,
-}
-
 /// How the demo runs.
 #[derive(Debug, clap::Args)]
 pub struct Demo {
@@ -126,20 +104,44 @@ pub enum Plugin {
     /// Asks a component test cases, in the host that servers run it in, and counts instructions and
     /// memory. Fails on an unexpected verdict and on a case over its budget.
     ///
-    /// A file of cases is a JSON object: `allow` as in a deployment, `config`, and `cases`. A case
-    /// has a `name`, a `hook`, an `input` as `plugin replay` reads it, the verdict to `expect`, and
-    /// optionally its own `config` and a `budget` of `fuel` and `memory_kib`. An expected object
-    /// needs to name only the fields that matter; a failure is `{ "Failure": "timeout" }`.
+    /// A file of cases is TOML: `allow` and `config` as in a deployment, and a `[[case]]` each with
+    /// `name`, `hook`, the verdict to `expect`, and the parts of its input that matter: `request`,
+    /// `headers`, `messages`, `caller`, `load`, `demand`, `replicas`, `chunk`, `response` or
+    /// `completion`. Names are those of the WIT files. A case may have its own `config`, and a
+    /// `budget` of `fuel` and `memory_kib`. An expected table needs to name only what matters; a
+    /// guest that fails answers `{ failure = "timeout" }`.
     Test {
         /// The component.
         #[arg(value_name = "FILE")]
         file: PathBuf,
-        /// A file of cases, or a folder of them (*.json).
+        /// A file of cases, or a folder of them (*.toml).
         #[arg(long, value_name = "PATH")]
         cases: PathBuf,
     },
     /// Asks two components what a server recorded, and prints the verdicts that differ.
     Replay(Replay),
+}
+
+/// Where to write a new project.
+#[derive(Debug, clap::Args)]
+pub struct PluginNew {
+    /// Folder to make; its last part is the plugin's name.
+    #[arg(value_name = "NAME")]
+    pub folder: PathBuf,
+    /// Folder of drystone-sdk [default: `sdk` of the Drystone checkout that NAME is in].
+    #[arg(long, value_name = "PATH")]
+    pub sdk: Option<PathBuf>,
+}
+
+/// What to build.
+#[derive(Debug, clap::Args)]
+pub struct PluginBuild {
+    /// Folder of the project.
+    #[arg(value_name = "DIR", default_value = ".")]
+    pub folder: PathBuf,
+    /// Where the component goes [default: NAME.wasm in DIR].
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
 }
 
 /// What to ask again, and whom.
@@ -154,8 +156,7 @@ pub struct Replay {
     /// The component to compare with it.
     #[arg(long, value_name = "FILE")]
     pub new: PathBuf,
-    /// JSON file with `allow` and `config` for both; other keys do not matter, so a file of cases
-    /// will do.
+    /// TOML file with `allow` and `config` for both; a file of cases will do.
     #[arg(long, value_name = "FILE")]
     pub setup: Option<PathBuf>,
     /// Differences to print; all are counted.
@@ -175,7 +176,7 @@ pub struct PolicyBench {
     /// Answers on-chunk.
     #[arg(long, value_name = "FILE")]
     pub chunk: Option<PathBuf>,
-    /// Never answers on-request, and is killed after 5 ms.
+    /// Never answers on-request for the model `spin`, and is killed after 5 ms.
     #[arg(long, value_name = "FILE")]
     pub spin: Option<PathBuf>,
     /// Calls of one row.

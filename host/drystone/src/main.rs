@@ -42,12 +42,12 @@ enum Failure {
     Usage(String),
     #[error("{0}")]
     Plugin(String),
-    #[error("the demo failed: {0}")]
-    Demo(String),
     #[error(transparent)]
     Pack(#[from] pack::PackError),
     #[error("cannot write {}: {source}", path.display())]
     Write { path: std::path::PathBuf, source: std::io::Error },
+    #[error("the demo failed: {0}")]
+    Demo(String),
     #[error("cannot start a thread: {0}")]
     Thread(#[from] std::io::Error),
 }

@@ -115,7 +115,7 @@ impl Started {
             }
             Hook::SelectAdapter => self.put(&SelectAdapter { request: about()?, ambient }).await,
             Hook::ResolveAdapter => {
-                let name = part!(name);
+                let name = json::name(input).map_err(wrong)?;
                 self.put(&ResolveAdapter { request: about()?, name, ambient }).await
             }
             Hook::Admit => {

@@ -1,7 +1,6 @@
 //! Inputs and verdicts of hooks as JSON: what recordings hold and test cases are written in.
 //!
-//! It is the form that the generated types have by themselves: fields as in the WIT files with
-//! underscores, cases in CamelCase, such as `"Pass"` or `{ "Respond": "text" }`.
+//! Names are those of the WIT files: `"pass"`, `{ "respond": "text" }`, `"retry-after-s"`.
 
 use std::collections::BTreeMap;
 
@@ -17,10 +16,55 @@ use crate::bindings::drystone::policy::types;
 use crate::bindings::exports::drystone::policy::score_replicas;
 use crate::guest::Ambient;
 
+/// Fields whose strings are words of the WIT files.
+const WORDS: [&str; 2] = ["route", "finish"];
+
 /// What a guest said. Of an answer to `on-chunk` the guest's own state is left out.
 pub(crate) fn verdict(hook: Hook, answer: &impl Serialize) -> serde_json::Result<Value> {
     let mut value = serde_json::to_value(answer)?;
-    Ok(if hook == Hook::OnChunk { value[0].take() } else { value })
+    let value = if hook == Hook::OnChunk { value[0].take() } else { value };
+    Ok(match value {
+        Value::String(case) => kebab(&case).into(),
+        other => named(other, &kebab, &kebab),
+    })
+}
+
+/// What a guest was asked, under WIT's names.
+pub(crate) fn input(value: Value) -> Value {
+    named(value, &kebab, &kebab)
+}
+
+/// `value` with all names of fields and cases, and the words in some of them, changed.
+fn named(value: Value, key: &dyn Fn(&str) -> String, word: &dyn Fn(&str) -> String) -> Value {
+    let field = |(name, value): (String, Value)| match value {
+        Value::String(text) if WORDS.contains(&&*name) => (name, word(&text).into()),
+        value => (key(&name), named(value, key, word)),
+    };
+    match value {
+        Value::Object(fields) => Value::Object(fields.into_iter().map(field).collect()),
+        Value::Array(items) => items.into_iter().map(|item| named(item, key, word)).collect(),
+        other => other,
+    }
+}
+
+/// `CamelCase` and `snake_case` as `kebab-case`.
+fn kebab(name: &str) -> String {
+    let mut out = String::with_capacity(name.len() + 2);
+    for (i, letter) in name.char_indices() {
+        if letter.is_ascii_uppercase() && i > 0 {
+            out.push('-');
+        }
+        out.push(if letter == '_' { '-' } else { letter.to_ascii_lowercase() });
+    }
+    out
+}
+
+fn snake(name: &str) -> String {
+    name.replace('-', "_")
+}
+
+fn capital(word: &str) -> String {
+    word[..1.min(word.len())].to_ascii_uppercase() + word.get(1..).unwrap_or_default()
 }
 
 /// One part of an input, with what it leaves out as in an ordinary request.
@@ -31,19 +75,29 @@ pub(crate) fn part<T: DeserializeOwned>(input: &Value, name: &str) -> Result<T, 
         (_, Value::Null) => {}
         (value, given) => *value = given,
     }
+    // Names of headers are no names of fields.
+    let value = if name == "headers" { value } else { named(value, &snake, &capital) };
     serde_json::from_value(value).map_err(|error| format!("input.{name}: {error}"))
+}
+
+/// The name that `resolve-adapter` is asked about: the model's, unless the input has another.
+pub(crate) fn name(input: &Value) -> Result<String, String> {
+    match input.get("name") {
+        Some(_) => part(input, "name"),
+        None => subject(input).map(|subject| subject.model),
+    }
 }
 
 fn usual(name: &str) -> Value {
     match name {
         "request" => json!({
-            "id": "case", "tenant": "anonymous", "model": "base", "route": "Chat",
-            "prompt_tokens": 0, "max_tokens": null, "streamed": false,
+            "id": "case", "tenant": "anonymous", "model": "base", "route": "chat",
+            "prompt-tokens": 0, "max-tokens": null, "streamed": false,
         }),
-        "caller" => json!({ "key": null, "route": "Chat" }),
-        "load" => json!({ "running": 0, "waiting": 0, "queue_max": 0, "kv_used": 0.0 }),
+        "caller" => json!({ "key": null, "route": "chat" }),
+        "load" => json!({ "running": 0, "waiting": 0, "queue-max": 0, "kv-used": 0.0 }),
         "chunk" => json!({ "choice": 0, "pending": "", "released": 0, "last": false }),
-        "demand" => json!({ "prompt_tokens": 0, "max_tokens": 0, "affinity": 0 }),
+        "demand" => json!({ "prompt-tokens": 0, "max-tokens": 0, "affinity": 0 }),
         "messages" | "state" => json!([]),
         "headers" => json!({}),
         "released" => json!(""),
@@ -99,10 +153,10 @@ pub(crate) fn subject(input: &Value) -> Result<Subject, String> {
 pub fn builtin(hook: Hook, input: &Value) -> Option<Value> {
     Some(match hook {
         Hook::Authorize => return None,
-        Hook::OnRequest | Hook::OnChunk => json!("Pass"),
-        Hook::SelectAdapter => json!("Named"),
-        Hook::ResolveAdapter => json!("NotFound"),
-        Hook::Admit => json!({ "Admit": { "priority": 0, "deadline_ms": null } }),
+        Hook::OnRequest | Hook::OnChunk => json!("pass"),
+        Hook::SelectAdapter => json!("named"),
+        Hook::ResolveAdapter => json!("not-found"),
+        Hook::Admit => json!({ "admit": { "priority": 0, "deadline-ms": null } }),
         Hook::ScoreReplicas => {
             let replicas: Vec<score_replicas::Replica> = part(input, "replicas").ok()?;
             replicas.iter().map(|replica| builtin::score(&ours(replica))).collect()
@@ -183,11 +237,35 @@ mod tests {
     use crate::record::redacted;
 
     #[test]
+    fn verdicts_have_the_names_of_wit() {
+        let of = |value: Value| verdict(Hook::OnRequest, &value).unwrap();
+        assert_eq!(of(json!("NotFound")), "not-found");
+        let edit = json!({ "Edit": [{ "SetContent": [0, "As Is"] }, { "Model": "Base" }] });
+        let named = json!({ "edit": [{ "set-content": [0, "As Is"] }, { "model": "Base" }] });
+        assert_eq!(of(edit), named);
+        let denial = json!({ "Refuse": { "retry_after_s": 1 } });
+        assert_eq!(of(denial), json!({ "refuse": { "retry-after-s": 1 } }));
+        assert_eq!(verdict(Hook::OnChunk, &json!(["Hold", [1, 2]])).unwrap(), "hold");
+    }
+
+    #[test]
+    fn what_was_recorded_can_be_read() {
+        let recorded = input(json!({ "request": {
+            "id": "1", "tenant": "Acme", "model": "m", "route": "Completion", "prompt_tokens": 3,
+            "max_tokens": null, "streamed": true,
+        } }));
+        assert_eq!(recorded["request"]["prompt-tokens"], 3);
+        assert_eq!(recorded["request"]["route"], "completion");
+        let subject = subject(&recorded).unwrap();
+        assert_eq!((subject.route, &*subject.tenant.0), (Route::Completion, "Acme"));
+    }
+
+    #[test]
     fn an_expectation_names_only_what_matters() {
-        let actual = json!({ "Refuse": { "status": 403, "code": "no", "message": "No." } });
-        assert!(fits(&json!({ "Refuse": { "status": 403 } }), &actual));
-        assert!(!fits(&json!({ "Refuse": { "status": 404 } }), &actual));
-        assert!(!fits(&json!("Pass"), &actual));
+        let actual = json!({ "refuse": { "status": 403, "code": "no", "message": "No." } });
+        assert!(fits(&json!({ "refuse": { "status": 403 } }), &actual));
+        assert!(!fits(&json!({ "refuse": { "status": 404 } }), &actual));
+        assert!(!fits(&json!("pass"), &actual));
         assert!(fits(&json!([0.1, 3]), &json!([f64::from(0.1f32), 3.0])));
         assert!(!fits(&json!([0.1]), &json!([0.1, 0.2])));
     }
@@ -197,7 +275,7 @@ mod tests {
         let agree = |a: Value, b: Value| super::agree(Hook::ScoreReplicas, &a, &b);
         assert!(agree(json!([1, 2, 3]), json!([-5, 0, 0])));
         assert!(!agree(json!([1, 2, 3]), json!([3, 2, 1])));
-        assert!(!super::agree(Hook::OnRequest, &json!({ "Respond": "a" }), &json!("Pass")));
+        assert!(!super::agree(Hook::OnRequest, &json!({ "respond": "a" }), &json!("pass")));
     }
 
     #[test]
@@ -216,15 +294,15 @@ mod tests {
     fn what_an_input_leaves_out_is_as_usual_and_what_is_wrong_is_named() {
         let subject = subject(&json!({ "request": { "tenant": "acme" } })).unwrap();
         assert_eq!((&*subject.tenant.0, &*subject.model), ("acme", "base"));
-        let wrong = json!({ "request": { "route": "chat" } });
+        let wrong = json!({ "request": { "route": "mail" } });
         assert!(part::<types::Request>(&wrong, "request").unwrap_err().contains("input.request"));
     }
 
     #[test]
     fn the_server_itself_prefers_the_idle_replica() {
         let replica = |running: u32| {
-            json!({ "running": running, "waiting": 0, "kv_used": 0.0, "adapter_resident": true,
-                "prefix_hit": 0.0, "local": true })
+            json!({ "running": running, "waiting": 0, "kv-used": 0.0, "adapter-resident": true,
+                "prefix-hit": 0.0, "local": true })
         };
         let input = json!({ "replicas": [replica(2), replica(0)] });
         assert_eq!(winner(&builtin(Hook::ScoreReplicas, &input).unwrap()), Some(1));

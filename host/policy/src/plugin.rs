@@ -115,7 +115,7 @@ impl Plugin {
     fn record<Q: Question>(&self, question: &Q, answer: &Q::Answer) {
         let Some(recorder) = &self.recorder else { return };
         if let Ok(answer) = json::verdict(Q::HOOK, answer) {
-            recorder.keep(&self.settings.name, Q::HOOK, &question.input(), &answer);
+            recorder.keep(&self.settings.name, Q::HOOK, &json::input(question.input()), &answer);
         }
     }
 

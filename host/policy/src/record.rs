@@ -25,12 +25,12 @@ const PRIVATE: [&str; 14] = [
     "value",
     "reason",
     "headers",
-    "AddStop",
-    "Replace",
-    "Respond",
-    "SetContent",
-    "SetHeader",
-    "SetText",
+    "add-stop",
+    "replace",
+    "respond",
+    "set-content",
+    "set-header",
+    "set-text",
 ];
 
 /// Adds lines to a file in a thread of its own, which ends, all written, when this is dropped.
@@ -111,12 +111,12 @@ pub fn redacted(value: &Value) -> Value {
     redacted_under(false, value)
 }
 
-/// Lists below a private key, such as a header's name and value, are as private as it is.
+/// What is below a private key, such as headers with their names, is as private as it is.
 fn redacted_under(private: bool, value: &Value) -> Value {
     match value {
         Value::Object(fields) => {
             let redact = |(key, value): (&String, &Value)| {
-                (key.clone(), redacted_under(PRIVATE.contains(&key.as_str()), value))
+                (key.clone(), redacted_under(private || PRIVATE.contains(&key.as_str()), value))
             };
             Value::Object(fields.iter().map(redact).collect())
         }
@@ -189,13 +189,13 @@ mod tests {
 
     #[test]
     fn texts_in_verdicts_are_private_too() {
-        let verdict = json!({ "Edit": [
-            { "SetContent": [0, "secret"] }, { "Model": "sql" }, { "SetHeader": ["x", "secret"] },
-            { "InsertMessage": [0, { "role": "user", "content": "secret" }] },
+        let verdict = json!({ "edit": [
+            { "set-content": [0, "secret"] }, { "model": "sql" }, { "set-header": ["x", "secret"] },
+            { "insert-message": [0, { "role": "user", "content": "secret" }] },
         ] });
         let text = redacted(&verdict).to_string();
         assert!(!text.contains("secret") && text.contains("sql") && text.contains("user"));
-        for verdict in [json!({ "Respond": "secret" }), json!({ "Stop": { "text": "secret" } })] {
+        for verdict in [json!({ "respond": "secret" }), json!({ "stop": { "text": "secret" } })] {
             assert!(!redacted(&verdict).to_string().contains("secret"));
         }
     }

@@ -186,7 +186,7 @@ impl From<raw::Allow> for Allow {
 }
 
 /// TOML as JSON; dates become texts.
-fn json(table: toml::Table) -> serde_json::Value {
+pub(crate) fn json(table: toml::Table) -> serde_json::Value {
     table.into_iter().map(|(key, value)| (key, json_value(value))).collect()
 }
 

@@ -56,21 +56,26 @@ async fn rows(options: &PolicyBench) -> Result<Vec<Row>, Failure> {
         rows.push(score(&pooled(file).start()?, calls).await);
     }
     if let Some(file) = &options.request {
-        let warm = pooled(file).fresh();
-        rows.push(request("on-request, a pooled instance", &pooled(file).start()?, calls).await);
-        rows.push(request("on-request, pre-warmed instances", &warm.start()?, calls).await);
-        rows.push(request("on-request, a cold instance", &warm.cold().start()?, calls).await);
-        let chain = warm.times(10);
-        rows.push(request("on-request, a chain of ten", &chain.start()?, calls).await);
+        let (reused, warm) = (pooled(file), pooled(file).fresh());
+        let servers = [
+            ("on-request, a pooled instance", reused.clone()),
+            ("on-request, a pre-warmed instance", warm.clone()),
+            ("on-request, a cold instance", warm.cold()),
+            ("on-request, a chain of ten, pooled", reused.times(10)),
+            ("on-request, a chain of ten, pre-warmed", warm.times(10)),
+        ];
+        for (what, server) in servers {
+            rows.push(request(what, &server.start()?, &subject("base"), calls).await);
+        }
     }
     if let Some(file) = &options.chunk {
         rows.push(chunk("on-chunk, a pooled instance", &pooled(file).start()?, calls).await?);
         let warm = pooled(file).fresh();
-        rows.push(chunk("on-chunk, pre-warmed instances", &warm.start()?, calls).await?);
+        rows.push(chunk("on-chunk, a pre-warmed instance", &warm.start()?, calls).await?);
     }
     if let Some(file) = &options.spin {
-        let host = pooled(file).start()?;
-        rows.push(request("killed after 5 ms of spinning", &host, calls.min(100)).await);
+        let (host, subject) = (pooled(file).start()?, subject("spin"));
+        rows.push(request("killed after 5 ms of spinning", &host, &subject, calls.min(100)).await);
     }
     Ok(rows)
 }
@@ -163,7 +168,8 @@ fn everything() -> Allow {
 }
 
 async fn score(host: &Host, calls: usize) -> Row {
-    let (subject, demand) = (subject(), Demand { prompt_tokens: 200, max_tokens: 64, affinity: 7 });
+    let (subject, demand) =
+        (subject("base"), Demand { prompt_tokens: 200, max_tokens: 64, affinity: 7 });
     let replica = |running| Replica { running, local: true, ..Replica::default() };
     let replicas: Vec<_> = (0..16).map(replica).collect();
     let mut times = Vec::with_capacity(calls);
@@ -175,12 +181,11 @@ async fn score(host: &Host, calls: usize) -> Row {
     Row::new("score-replicas of 16, a pooled instance", times)
 }
 
-async fn request(what: &'static str, host: &Host, calls: usize) -> Row {
-    let subject = subject();
+async fn request(what: &'static str, host: &Host, subject: &Subject, calls: usize) -> Row {
     let mut times = Vec::with_capacity(calls);
     for _ in 0..calls {
         let start = Instant::now();
-        host.on_request(&subject).await;
+        host.on_request(subject).await;
         times.push(start.elapsed());
         std::thread::sleep(PAUSE);
     }
@@ -188,7 +193,7 @@ async fn request(what: &'static str, host: &Host, calls: usize) -> Row {
 }
 
 async fn chunk(what: &'static str, host: &Host, calls: usize) -> Result<Row, Failure> {
-    let subject = Arc::new(subject());
+    let subject = Arc::new(subject("base"));
     let none = || Failure::Plugin("the component does not answer on-chunk".to_owned());
     let mut filter = host.filter(&subject, 0).ok_or_else(none)?;
     let mut times = Vec::with_capacity(calls);
@@ -204,12 +209,12 @@ async fn chunk(what: &'static str, host: &Host, calls: usize) -> Result<Row, Fai
     Ok(Row::new(what, times))
 }
 
-fn subject() -> Subject {
+fn subject(model: &str) -> Subject {
     let content = "Which of these invoices are overdue, and by how many days?".to_owned();
     Subject {
         id: "bench".into(),
         tenant: Tenant("acme".to_owned()),
-        model: "base".to_owned(),
+        model: model.to_owned(),
         route: Route::Chat,
         prompt_tokens: 200,
         max_tokens: Some(64),

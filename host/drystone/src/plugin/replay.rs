@@ -67,7 +67,7 @@ impl Side {
             Self::Plugin { hooks, .. } if !hooks.contains(&hook) => Ok(None),
             Self::Plugin { started, .. } => match started.ask(hook, input) {
                 Ok(run) => Ok(Some(run.verdict)),
-                Err(AskError::Failure(failure)) => Ok(Some(json!({ "Failure": failure.kind() }))),
+                Err(AskError::Failure(failure)) => Ok(Some(json!({ "failure": failure.kind() }))),
                 Err(error) => Err(error),
             },
         }

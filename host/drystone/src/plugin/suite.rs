@@ -1,5 +1,6 @@
 //! Files of test cases.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use config::raw;
@@ -10,6 +11,22 @@ use serde_json::{Value, json};
 
 use super::{about, read};
 use crate::Failure;
+
+/// Parts of an input.
+const PARTS: [&str; 12] = [
+    "request",
+    "headers",
+    "messages",
+    "caller",
+    "load",
+    "demand",
+    "replicas",
+    "chunk",
+    "released",
+    "state",
+    "response",
+    "completion",
+];
 
 /// What a component needs to start.
 #[derive(Debug, Deserialize)]
@@ -29,20 +46,18 @@ pub struct Suite {
     #[serde(flatten)]
     pub setup: Setup,
     /// The cases.
+    #[serde(rename = "case")]
     pub cases: Vec<Case>,
 }
 
 /// One question with its answer.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Case {
     /// For people.
     pub name: String,
     /// What is asked.
     #[serde(deserialize_with = "hook")]
     pub hook: Hook,
-    /// Asked with this.
-    pub input: Value,
     /// What matters of the verdict.
     pub expect: Value,
     /// In place of the file's.
@@ -50,6 +65,9 @@ pub struct Case {
     /// What it may cost.
     #[serde(default)]
     pub budget: Budget,
+    /// Asked with all the rest, by [`PARTS`].
+    #[serde(flatten)]
+    pub input: BTreeMap<String, Value>,
 }
 
 /// What a call may cost.
@@ -70,7 +88,7 @@ impl Setup {
 
     /// What `file` says.
     pub fn read(file: &Path) -> Result<Self, Failure> {
-        serde_json::from_slice(&read(file)?).map_err(|error| about(file, error))
+        serde_json::from_value(toml(file)?).map_err(|error| about(file, error))
     }
 }
 
@@ -79,13 +97,35 @@ impl Suite {
     pub fn read_all(path: &Path) -> Result<Vec<Self>, Failure> {
         let files = if path.is_dir() { files(path)? } else { vec![path.to_owned()] };
         if files.is_empty() {
-            return Err(about(path, "there is no file of cases (*.json)"));
+            return Err(about(path, "there is no file of cases (*.toml)"));
         }
-        let read = |file: &PathBuf| {
-            serde_json::from_slice(&read(file)?).map_err(|error| about(file, error))
-        };
-        files.iter().map(read).collect()
+        files.iter().map(|file| Self::read(file)).collect()
     }
+
+    fn read(file: &Path) -> Result<Self, Failure> {
+        let suite: Self =
+            serde_json::from_value(toml(file)?).map_err(|error| about(file, error))?;
+        for case in &suite.cases {
+            if let Some(key) = case.input.keys().find(|key| !PARTS.contains(&&***key)) {
+                let parts = PARTS.join(", ");
+                let message = format!("case {:?} has {key:?}; {parts} would do", case.name);
+                return Err(about(file, message));
+            }
+        }
+        Ok(suite)
+    }
+}
+
+impl Case {
+    /// What is asked, as recordings have it.
+    pub fn input(&self) -> Value {
+        json!(self.input)
+    }
+}
+
+fn toml(file: &Path) -> Result<Value, Failure> {
+    let text = String::from_utf8(read(file)?).map_err(|error| about(file, error))?;
+    config::cases::read(&text).map_err(|error| about(file, error))
 }
 
 /// The hook of this name.
@@ -96,7 +136,7 @@ pub fn hook_named(name: &str) -> Option<Hook> {
 fn files(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
     let entries = std::fs::read_dir(folder).map_err(|error| about(folder, error))?;
     let mut files: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
-    files.retain(|file| file.extension().is_some_and(|extension| extension == "json"));
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "toml"));
     files.sort();
     Ok(files)
 }
@@ -123,7 +163,7 @@ mod tests {
     fn a_file_has_grants_for_all_cases() {
         let suite: Suite = serde_json::from_value(json!({
             "allow": { "text": true, "kv_kib": 4 },
-            "cases": [{ "name": "a", "hook": "on-request", "input": {}, "expect": "Pass",
+            "case": [{ "name": "a", "hook": "on-request", "request": {}, "expect": "pass",
                 "budget": { "fuel": 9 } }],
         }))
         .unwrap();
@@ -133,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_hook_that_is_none_is_an_error() {
-        let case = json!({ "name": "a", "hook": "on-fire", "input": {}, "expect": 0 });
+        let case = json!({ "name": "a", "hook": "on-fire", "expect": 0 });
         let error = serde_json::from_value::<Case>(case).unwrap_err();
         assert!(error.to_string().contains("on-fire"));
     }

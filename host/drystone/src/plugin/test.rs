@@ -41,10 +41,10 @@ impl Outcome {
         };
         let config = case.config.as_ref().unwrap_or(&setup.config);
         let started = harness.start(&setup.allow, config).map_err(|error| wrong(&error))?;
-        let run = match started.ask(case.hook, &case.input) {
+        let run = match started.ask(case.hook, &case.input()) {
             Ok(run) => run,
             Err(AskError::Failure(failure)) => {
-                let verdict = json!({ "Failure": failure.kind(), "reason": failure.to_string() });
+                let verdict = json!({ "failure": failure.kind(), "reason": failure.to_string() });
                 Run { verdict, fuel: 0, memory_bytes: 0 }
             }
             Err(error) => return Err(wrong(&error)),
