@@ -164,7 +164,7 @@ pub enum AdapterError {
         /// What there is.
         bytes_max: usize,
     },
-    /// The folder now holds an adapter of other dimensions than at start.
-    #[error("has other dimensions on disk than at start; restart to serve it")]
+    /// The folder now holds an adapter of other dimensions than when it was added.
+    #[error("has other dimensions on disk than when it was added; load it again or restart")]
     Changed,
 }

@@ -184,6 +184,7 @@ fn request(at: usize, way: Way, engine: &Engine) -> Request {
     Request {
         id: at.to_string(),
         adapter: (way == Way::Adapters).then(|| ADAPTERS[at % ADAPTERS.len()].to_owned()),
+        priority: 0,
         prompt: prompt.collect(),
         sampling: Arc::new(Sampling {
             stop_tokens: engine.text().end_tokens().to_vec(),

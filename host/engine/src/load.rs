@@ -1,8 +1,10 @@
 //! How busy the engine is, and the places that bound it.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 
 /// How busy the engine is.
@@ -12,10 +14,19 @@ pub struct Load {
     pub running: usize,
     /// Sequences that wait.
     pub waiting: usize,
+    /// Sequences that may wait.
+    pub queue_max: usize,
     /// KV blocks that sequences hold.
     pub blocks_used: usize,
     /// KV blocks there are.
     pub blocks_total: usize,
+}
+
+impl Load {
+    /// Part of the KV cache that sequences hold, 0 to 1.
+    pub fn kv_used(&self) -> f32 {
+        self.blocks_used as f32 / self.blocks_total.max(1) as f32
+    }
 }
 
 /// What the engine's thread and its handles both see.
@@ -25,12 +36,16 @@ pub struct Shared {
     pub draining: AtomicBool,
     /// Some ticket was dropped since the engine last looked.
     pub cancelled: AtomicBool,
+    /// The catalogue changed since the engine last looked.
+    pub catalogue_changed: AtomicBool,
     /// Why nothing will work any more, once that is so.
     pub dead: OnceLock<String>,
     /// Sequences that run.
     pub running: AtomicUsize,
     /// KV blocks that sequences hold.
     pub blocks_used: AtomicUsize,
+    /// Entries of the adapters that lie in a slot.
+    pub resident: ArcSwap<BTreeSet<u64>>,
     open: AtomicUsize,
     queued: AtomicUsize,
     idle: Notify,

@@ -240,6 +240,7 @@ pub fn request(prompt: &str, max_tokens: u32) -> Request {
     Request {
         id: "test".into(),
         adapter: None,
+        priority: 0,
         prompt: text_side().encode(prompt, false).unwrap().into(),
         sampling: Arc::new(Sampling { temperature: 0.0, ..Sampling::default() }),
         seed: 7,

@@ -90,6 +90,7 @@ impl Job {
         Request {
             id: format!("{}-{index}", asker.id),
             adapter: asker.adapter.clone(),
+            priority: 0,
             prompt: prompt.clone(),
             sampling: manner.sampling.clone(),
             seed,
