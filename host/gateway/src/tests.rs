@@ -3,9 +3,11 @@
 
 mod client;
 mod script;
+mod scripted;
 mod server;
 
 mod conduct;
+mod hooks;
 mod refusals;
 mod routes;
 mod streams;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use config::settings::{ApiKey, Server as Settings};
 use contract::counts::{CollectiveCounts, Purpose};
+use contract::policy::Policy;
 use contract::policy::builtin::Builtin;
 use contract::policy::subject::Tenant;
 use engine::handle::Engine;
@@ -28,6 +29,10 @@ pub struct Options {
     pub bounds: Option<Bounds>,
     /// Keys that may call.
     pub keys: Vec<ApiKey>,
+    /// Keys that open `/admin`.
+    pub admin_keys: Vec<ApiKey>,
+    /// In place of the built-in one.
+    pub policy: Option<Arc<dyn Policy>>,
     /// Largest body.
     pub body_bytes_max: usize,
     /// Longest request.
@@ -41,6 +46,8 @@ impl Default for Options {
         Self {
             bounds: Some(Bounds::default()),
             keys: Vec::new(),
+            admin_keys: Vec::new(),
+            policy: None,
             body_bytes_max: 1 << 20,
             request_timeout: Duration::from_secs(30),
             drain: Duration::from_secs(10),
@@ -79,14 +86,15 @@ impl Server {
         let settings = Settings {
             listen: address,
             api_keys: options.keys,
-            admin_keys: Vec::new(),
+            admin_keys: options.admin_keys,
             drain: options.drain,
             body_bytes_max: options.body_bytes_max,
             request_timeout: options.request_timeout,
         };
         let keys =
             settings.api_keys.iter().map(|key| (key.key.clone(), Tenant(key.tenant.clone())));
-        let policy = Arc::new(Builtin::new(BASE, keys));
+        let builtin = || Arc::new(Builtin::new(BASE, keys)) as Arc<dyn Policy>;
+        let policy = options.policy.unwrap_or_else(builtin);
         let app = Arc::new(App::new(settings, policy, BASE.to_owned()));
         let (stop, stopped) = oneshot::channel();
         let shutdown = async { drop(stopped.await) };
