@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 use contract::adapter::{Generation, Kind};
 
-use crate::compile::Checked;
+use crate::compile::{Checked, check_sha256};
 use crate::cut::Group;
 use crate::error::AdapterError;
 use crate::residency::Limits;
@@ -51,6 +51,8 @@ pub struct Entry {
     pub bytes: usize,
     /// Loaded at start and never evicted from its slot.
     pub pinned: bool,
+    /// What its weights file must hash to whenever it is read, in hex.
+    pub sha256: Option<String>,
 }
 
 /// An adapter that was found and cannot be served.
@@ -189,17 +191,20 @@ impl Catalogue {
 
     /// Serves one more adapter, once it passed the checks of the start. With `replace` it takes the
     /// place of one of its name, and is pinned if that was: sequences that began with the old one
-    /// end with it. Returns when the next caller can ask for it.
-    pub fn add(&self, name: &str, path: &Path, replace: bool) -> Result<Arc<Entry>, ChangeError> {
+    /// end with it. Where `sha256` is given, the weights file must hash to it, now and whenever it
+    /// is read. Returns when the next caller can ask for it.
+    pub fn add(
+        &self,
+        name: &str,
+        path: &Path,
+        replace: bool,
+        sha256: Option<&str>,
+    ) -> Result<Arc<Entry>, ChangeError> {
         let taken = |adapters: &Adapters| adapters.get(name).is_some_and(Result::is_ok);
         if !replace && taken(&self.adapters.load()) {
             return Err(ChangeError::Taken(name.to_owned()));
         }
-        let named = Named { name: name.to_owned(), path: path.to_owned(), pinned: false };
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let entry = Entry::check(id, &named, &self.group, self.limits);
-        let mut entry =
-            entry.map_err(|it| ChangeError::Refused { name: it.name, reason: it.reason })?;
+        let mut entry = self.check(name, path, sha256)?;
         self.change(|adapters| {
             if !replace && taken(adapters) {
                 return Err(ChangeError::Taken(name.to_owned()));
@@ -262,9 +267,21 @@ impl Catalogue {
         let checked = Checked::open(&entry.path, &self.group)?;
         let plan = &checked.plan;
         match (plan.kind(), plan.bytes(&self.group)) == (entry.kind, entry.bytes) {
-            true => checked.compile(&entry.name, &self.group),
+            true => checked.compile(&entry.name, &self.group, entry.sha256.as_deref()),
             false => Err(AdapterError::Changed),
         }
+    }
+
+    fn check(&self, name: &str, path: &Path, sha256: Option<&str>) -> Result<Entry, ChangeError> {
+        let refused = |reason| ChangeError::Refused { name: name.to_owned(), reason };
+        let named = Named { name: name.to_owned(), path: path.to_owned(), pinned: false };
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let entry = Entry::check(id, &named, &self.group, self.limits);
+        let entry = entry.map_err(|it| refused(it.reason))?;
+        if let Some(wanted) = sha256 {
+            check_sha256(path, wanted).map_err(|reason| refused(Box::new(reason)))?;
+        }
+        Ok(Entry { sha256: sha256.map(str::to_owned), ..entry })
     }
 
     /// Changes a copy, and puts it in place if that went well.
@@ -313,7 +330,7 @@ impl Entry {
         }
         plan.warn(&name);
         let (kind, lora_rank) = (plan.kind(), plan.lora_rank());
-        Ok(Self { id, name, path, kind, lora_rank, bytes, pinned })
+        Ok(Self { id, name, path, kind, lora_rank, bytes, pinned, sha256: None })
     }
 }
 

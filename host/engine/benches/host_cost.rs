@@ -173,7 +173,7 @@ fn start(executor: Box<dyn Executor>, sequences: usize) -> Engine {
         },
         slots_max: limits.slots_max,
         host_bytes: 1 << 30,
-        metrics: Arc::new(Metrics::new("bench", 4096)),
+        metrics: Arc::new(Metrics::new("bench", 0, 4096)),
     });
     started.expect("an engine")
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use contract::adapter::Kind;
+use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 use crate::catalogue::{Catalogue, CatalogueError, ChangeError, Named, Sources, Unavailable};
@@ -133,17 +134,17 @@ fn adapters_come_and_go_while_the_catalogue_serves() {
     let [sql, chat, wide] = ["sql", "chat", "wide"].map(|name| dir.path().join(name));
     let catalogue = open(None, &[named("a", &sql, true)], LIMITS).unwrap();
 
-    let added = catalogue.add("b", &chat, false).unwrap();
+    let added = catalogue.add("b", &chat, false, None).unwrap();
     assert_eq!(catalogue.get("b").unwrap(), added);
-    assert!(matches!(catalogue.add("b", &sql, false), Err(ChangeError::Taken(_))));
-    let error = catalogue.add("b", &wide, true).unwrap_err().to_string();
+    assert!(matches!(catalogue.add("b", &sql, false, None), Err(ChangeError::Taken(_))));
+    let error = catalogue.add("b", &wide, true, None).unwrap_err().to_string();
     assert!(error.contains("[4, 64] would do"), "{error}");
     assert!(catalogue.serves(&added), "a bad one replaces nothing");
 
-    let replaced = catalogue.add("b", &sql, true).unwrap();
+    let replaced = catalogue.add("b", &sql, true, None).unwrap();
     assert!(catalogue.serves(&replaced) && !catalogue.serves(&added));
     assert_eq!((replaced.lora_rank, replaced.pinned), (8, false));
-    assert!(catalogue.add("a", &chat, true).unwrap().pinned, "it stays pinned");
+    assert!(catalogue.add("a", &chat, true, None).unwrap().pinned, "it stays pinned");
     catalogue.remove("b").unwrap();
     assert!(matches!(catalogue.remove("b"), Err(ChangeError::Unknown(_))));
     assert!(!catalogue.serves(&replaced));
@@ -157,8 +158,30 @@ fn an_adapter_that_could_get_no_slot_is_not_added() {
     let path = dir.path().join("sql");
     let limits = Limits { slots_max: 1, ..LIMITS };
     let catalogue = open(None, &[named("a", &path, true)], limits).unwrap();
-    assert!(matches!(catalogue.add("b", &path, false), Err(ChangeError::Slots { slots_max: 1 })));
-    catalogue.add("a", &path, true).unwrap();
+    assert!(matches!(
+        catalogue.add("b", &path, false, None),
+        Err(ChangeError::Slots { slots_max: 1 })
+    ));
+    catalogue.add("a", &path, true, None).unwrap();
     catalogue.remove("a").unwrap();
-    catalogue.add("b", &path, false).unwrap();
+    catalogue.add("b", &path, false, None).unwrap();
+}
+
+#[test]
+fn weights_that_hash_to_something_else_are_not_served() {
+    let dir = TempDir::new().unwrap();
+    place(&dir, "sql", &Folder::new(&LLAMA, 8, BLOCKS, 2));
+    let path = dir.path().join("sql");
+    let catalogue = open(None, &[], LIMITS).unwrap();
+    let file = path.join("adapter_model.safetensors");
+    let sha256 = format!("{:X}", Sha256::digest(fs::read(&file).unwrap()));
+    let error = catalogue.add("sql", &path, false, Some(&sha256[1..])).unwrap_err().to_string();
+    assert!(error.contains("SHA-256"), "{error}");
+    let entry = catalogue.add("sql", &path, false, Some(&sha256)).unwrap();
+    catalogue.load(&entry).unwrap();
+    let mut bytes = fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&file, bytes).unwrap();
+    let error = catalogue.load(&entry).unwrap_err().to_string();
+    assert!(error.contains("SHA-256"), "it was changed after it was checked: {error}");
 }

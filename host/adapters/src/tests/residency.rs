@@ -12,7 +12,16 @@ use crate::residency::{LOADS_MAX, Lease, Limits, Need, Place, Residency, Wait};
 
 fn entry(name: usize, bytes: usize, pinned: bool) -> Arc<Entry> {
     let (id, path, kind) = (name as u64, PathBuf::new(), Kind::Plain);
-    Arc::new(Entry { id, name: name.to_string(), path, kind, lora_rank: 8, bytes, pinned })
+    Arc::new(Entry {
+        id,
+        name: name.to_string(),
+        path,
+        kind,
+        lora_rank: 8,
+        bytes,
+        pinned,
+        sha256: None,
+    })
 }
 
 fn generation(entry: &Entry) -> Arc<Generation> {

@@ -282,6 +282,7 @@ fn entry(at: usize) -> Entry {
         lora_rank: 1,
         bytes: 1,
         pinned: false,
+        sha256: None,
     }
 }
 

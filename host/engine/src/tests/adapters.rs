@@ -152,7 +152,7 @@ async fn a_name_that_is_replaced_serves_the_new_adapter_and_the_old_one_ends_as_
     let before = engine.submit(with("bd2", "who?")).unwrap();
     turnstile.send(()).unwrap();
     eventually("it is in a slot", || engine.is_resident("bd2"));
-    engine.catalogue().add("bd2", &folder("bd4"), true).unwrap();
+    engine.catalogue().add("bd2", &folder("bd4"), true, None).unwrap();
     engine.catalogue_changed();
     let after = engine.submit(with("bd2", "who?")).unwrap();
     drop(turnstile);
@@ -167,7 +167,7 @@ async fn a_name_that_is_replaced_serves_the_new_adapter_and_the_old_one_ends_as_
 #[tokio::test]
 async fn an_adapter_that_is_added_can_be_asked_for_at_once() {
     let engine = Setup::default().start();
-    engine.catalogue().add("new", &folder("plain"), false).unwrap();
+    engine.catalogue().add("new", &folder("plain"), false, None).unwrap();
     let plain = run(&engine, with("plain", "who?")).await.text;
     assert_eq!(run(&engine, with("new", "who?")).await.text, plain);
 }

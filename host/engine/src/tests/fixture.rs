@@ -179,7 +179,7 @@ impl Setup {
     }
 
     pub fn start_with_metrics(self) -> (Engine, Arc<Metrics>) {
-        let metrics = Arc::new(Metrics::new("tiny", 512));
+        let metrics = Arc::new(Metrics::new("tiny", 0, 512));
         let catalogue = self.catalogue();
         let executor =
             Scripted { cache: HashMap::new(), slots: HashMap::new(), script: self.script };

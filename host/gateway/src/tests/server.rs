@@ -108,7 +108,7 @@ impl Server {
 
     /// Gives the server its engine, and two collectives of the base to count.
     pub fn open(&mut self, bounds: Bounds) {
-        let metrics = Arc::new(Metrics::new(BASE, 512));
+        let metrics = Arc::new(Metrics::new(BASE, 0, 512));
         let mut registry = Registry::default();
         metrics.register(&mut registry);
         let engine = script::engine(bounds, metrics);
