@@ -165,11 +165,6 @@ impl Engine {
         }
     }
 
-    /// Sequences that may wait.
-    pub fn queue_max(&self) -> usize {
-        self.0.door.queue_max
-    }
-
     /// Takes no more requests; those that are open go on.
     pub fn drain(&self) {
         self.0.door.shared.draining.store(true, Ordering::Relaxed);

@@ -8,7 +8,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use config::settings::Server;
 use contract::counts::CollectiveCounts;
 use contract::policy::Policy;
+use contract::policy::builtin::Builtin;
+use contract::policy::deploy::Plugins;
 use contract::policy::replica::Load;
+use contract::policy::subject::Tenant;
 use contract::policy::verdict::Source;
 use engine::handle::Engine;
 use prometheus_client::registry::Registry;
@@ -28,6 +31,12 @@ pub struct App {
     pub settings: Server,
     /// Decides who may call, and where a model name leads.
     pub policy: Arc<dyn Policy>,
+    /// The plugins behind the policy, where there are some.
+    pub(crate) plugins: Option<Arc<dyn Plugins>>,
+    /// Who holds an admin key.
+    pub(crate) admins: Builtin,
+    /// What is measured whether there is a replica or not.
+    pub(crate) registry: Registry,
     /// The base model's name in the API.
     pub model_name: String,
     /// When the server started, in seconds since 1970.
@@ -55,7 +64,12 @@ impl App {
     /// A server without a replica.
     pub fn new(settings: Server, policy: Arc<dyn Policy>, model_name: String) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let admins = &settings.admin_keys;
+        let admins = admins.iter().map(|key| (key.key.clone(), Tenant(key.tenant.clone())));
         Self {
+            admins: Builtin::new(&model_name, admins),
+            plugins: None,
+            registry: Registry::default(),
             settings,
             policy,
             model_name,
@@ -66,6 +80,11 @@ impl App {
             draining: AtomicBool::new(false),
             names: Names::new(),
         }
+    }
+
+    /// The same server, whose operators may change `plugins`; `registry` has what those count.
+    pub fn with_plugins(self, plugins: Arc<dyn Plugins>, registry: Registry) -> Self {
+        Self { plugins: Some(plugins), registry, ..self }
     }
 
     /// Starts serving; a second call changes nothing.
@@ -116,8 +135,8 @@ impl App {
         Ok(Load {
             running: load.running as u32,
             waiting: load.waiting as u32,
-            queue_max: engine.queue_max() as u32,
-            kv_used: load.blocks_used as f32 / load.blocks_total.max(1) as f32,
+            queue_max: load.queue_max as u32,
+            kv_used: load.kv_used(),
         })
     }
 

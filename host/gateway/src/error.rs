@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use contract::policy::deploy::DeployError;
 use contract::policy::verdict::Denied;
 use engine::handle::SubmitError;
 use serde_json::{Value, json};
@@ -40,6 +41,15 @@ pub enum ApiError {
     /// The body is something else than JSON.
     #[error("the content type is `{0}`; send the header `Content-Type: application/json`")]
     ContentType(String),
+    /// The body of a new plugin is neither of the two that there may be.
+    #[error(
+        "the content type is `{0}`; send a component as `application/wasm`, or the path of its \
+             file as `application/json`"
+    )]
+    PluginType(String),
+    /// A plugin stays as it was.
+    #[error(transparent)]
+    Deploy(#[from] DeployError),
     /// The body is too large.
     #[error("the body is larger than this server's limit of {limit} bytes")]
     BodyTooLarge {
@@ -129,7 +139,10 @@ impl ApiError {
                 Class::request(S::BAD_REQUEST, Some("unsupported_parameter")).about(param)
             }
             Self::Json(_) | Self::BodyCut(_) => Class::request(S::BAD_REQUEST, None),
-            Self::ContentType(_) => Class::request(S::UNSUPPORTED_MEDIA_TYPE, None),
+            Self::Deploy(error) => deploy_class(error),
+            Self::ContentType(_) | Self::PluginType(_) => {
+                Class::request(S::UNSUPPORTED_MEDIA_TYPE, None)
+            }
             Self::BodyTooLarge { .. } => Class::request(S::PAYLOAD_TOO_LARGE, None),
             Self::Denied(denied) => denied_class(denied),
             Self::ModelNotFound(_) => {
@@ -171,6 +184,15 @@ fn denied_class(denied: &Denied) -> Class<'_> {
         _ => "permission_error",
     };
     Class::new(status, kind, Some(&denied.code))
+}
+
+fn deploy_class(error: &DeployError) -> Class<'static> {
+    use StatusCode as S;
+    match error {
+        DeployError::Unknown(_) => Class::request(S::NOT_FOUND, Some("plugin_not_found")),
+        DeployError::Refused(_) => Class::request(S::BAD_REQUEST, Some("plugin_refused")),
+        DeployError::NoOlder(_) => Class::request(S::CONFLICT, Some("no_older_generation")),
+    }
 }
 
 fn submit_class(error: &SubmitError) -> Class<'static> {

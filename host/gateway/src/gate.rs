@@ -125,7 +125,8 @@ fn named(headers: &HeaderMap) -> Option<String> {
     (1..=REQUEST_ID_MAX).contains(&id.len()).then(|| id.to_owned())
 }
 
-fn bearer(headers: &HeaderMap) -> Option<&str> {
+/// The bearer key of a call.
+pub fn bearer(headers: &HeaderMap) -> Option<&str> {
     let (scheme, key) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
 }

@@ -4,6 +4,7 @@
 //! writes what comes back.
 
 mod accepted;
+mod admin;
 mod answer;
 pub mod app;
 mod error;
@@ -17,6 +18,7 @@ mod places;
 mod request;
 mod routes;
 mod serve;
+pub mod surroundings;
 
 #[cfg(test)]
 mod tests;

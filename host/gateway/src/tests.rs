@@ -6,6 +6,7 @@ mod script;
 mod scripted;
 mod server;
 
+mod admin;
 mod conduct;
 mod hooks;
 mod refusals;

@@ -9,6 +9,7 @@ use config::settings::{ApiKey, Server as Settings};
 use contract::counts::{CollectiveCounts, Purpose};
 use contract::policy::Policy;
 use contract::policy::builtin::Builtin;
+use contract::policy::deploy::Plugins;
 use contract::policy::subject::Tenant;
 use engine::handle::Engine;
 use engine::metrics::Metrics;
@@ -33,6 +34,8 @@ pub struct Options {
     pub admin_keys: Vec<ApiKey>,
     /// In place of the built-in one.
     pub policy: Option<Arc<dyn Policy>>,
+    /// What operators may change.
+    pub plugins: Option<Arc<dyn Plugins>>,
     /// Largest body.
     pub body_bytes_max: usize,
     /// Longest request.
@@ -48,6 +51,7 @@ impl Default for Options {
             keys: Vec::new(),
             admin_keys: Vec::new(),
             policy: None,
+            plugins: None,
             body_bytes_max: 1 << 20,
             request_timeout: Duration::from_secs(30),
             drain: Duration::from_secs(10),
@@ -95,7 +99,11 @@ impl Server {
             settings.api_keys.iter().map(|key| (key.key.clone(), Tenant(key.tenant.clone())));
         let builtin = || Arc::new(Builtin::new(BASE, keys)) as Arc<dyn Policy>;
         let policy = options.policy.unwrap_or_else(builtin);
-        let app = Arc::new(App::new(settings, policy, BASE.to_owned()));
+        let mut app = App::new(settings, policy, BASE.to_owned());
+        if let Some(plugins) = options.plugins {
+            app = app.with_plugins(plugins, Registry::default());
+        }
+        let app = Arc::new(app);
         let (stop, stopped) = oneshot::channel();
         let shutdown = async { drop(stopped.await) };
         let served = tokio::spawn(gateway::serve(listener, app.clone(), shutdown));
