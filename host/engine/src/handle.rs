@@ -5,7 +5,6 @@ use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use adapters::catalogue::Catalogue;
 use adapters::residency::LOADS_MAX;
 use contract::request::{Progress, Request};
 use contract::step::Executor;
@@ -18,6 +17,9 @@ use crate::metrics::Metrics;
 use crate::recent::Recent;
 use crate::stream::Stream;
 use crate::text::Text;
+
+pub use adapters::catalogue::{Catalogue, ChangeError};
+pub use adapters::root::{Root, RootError};
 
 pub use crate::door::SubmitError;
 
@@ -168,6 +170,11 @@ impl Engine {
     /// Takes no more requests; those that are open go on.
     pub fn drain(&self) {
         self.0.door.shared.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it takes no more requests.
+    pub fn is_draining(&self) -> bool {
+        self.0.door.shared.draining.load(Ordering::Relaxed)
     }
 
     /// Whether every accepted request has ended.
