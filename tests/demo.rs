@@ -44,8 +44,8 @@ fn every_adapter_answers_right_and_alike_at_one_and_two_ranks() {
         }
         assert!(right * 100 >= SAMPLE * 95, "{model}: {right} of {SAMPLE}");
     }
-    assert_eq!(servers[1].metric("drystone_collectives_total{purpose=\"lora\"}"), 0.0);
-    assert!(servers[1].metric("drystone_collectives_total{purpose=\"base\"}") > 0.0);
+    assert_eq!(servers[1].metric("drystone_collectives_total{engine=\"0\",purpose=\"lora\"}"), 0.0);
+    assert!(servers[1].metric("drystone_collectives_total{engine=\"0\",purpose=\"base\"}") > 0.0);
 }
 
 #[test]

@@ -5,26 +5,40 @@ use std::collections::btree_map;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use arc_swap::ArcSwap;
 use contract::adapter::{Generation, Kind};
 
-use crate::compile::Checked;
+use crate::compile::{Checked, check_sha256};
 use crate::cut::Group;
 use crate::error::AdapterError;
 use crate::residency::Limits;
 use crate::{manifest, weights};
 
-/// Every adapter of a deployment by its name. It never changes, so any thread may read it and load.
+/// Every adapter of a deployment by its name. It may change while it serves; whoever looks sees one
+/// state of it, and an [`Entry`] never changes. Any thread may read it, change it and load.
 #[derive(Debug)]
 pub struct Catalogue {
     group: Group,
-    adapters: BTreeMap<String, Result<Arc<Entry>, Refused>>,
+    limits: Limits,
+    adapters: ArcSwap<Adapters>,
+    /// Makes changes one by one.
+    changing: Mutex<()>,
+    next_id: AtomicU64,
 }
 
-/// An adapter that passed its checks at start.
+type Adapters = BTreeMap<String, Result<Arc<Entry>, Arc<Refused>>>;
+
+/// Adapters that may be served at once. What is known of one takes some hundred bytes.
+pub const ADAPTERS_MAX: usize = 65_536;
+
+/// An adapter that passed its checks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
+    /// Tells it from all others of its catalogue, those that had its name before included.
+    pub id: u64,
     /// The name it is served under.
     pub name: String,
     /// Its PEFT folder.
@@ -37,6 +51,8 @@ pub struct Entry {
     pub bytes: usize,
     /// Loaded at start and never evicted from its slot.
     pub pinned: bool,
+    /// What its weights file must hash to whenever it is read, in hex.
+    pub sha256: Option<String>,
 }
 
 /// An adapter that was found and cannot be served.
@@ -102,15 +118,44 @@ pub enum CatalogueError {
     },
 }
 
+/// Why an adapter cannot be added to a catalogue that serves, or taken from it. For callers:
+/// messages have no paths.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    /// The name is taken.
+    #[error("the adapter {0:?} is served already")]
+    Taken(String),
+    /// Nothing has the name.
+    #[error("there is no adapter {0:?}")]
+    Unknown(String),
+    /// The adapter cannot be served.
+    #[error("adapter {name:?}: {reason}")]
+    Refused {
+        /// The name it would be served under.
+        name: String,
+        /// Why not.
+        reason: Box<AdapterError>,
+    },
+    /// Every slot is for pinned adapters.
+    #[error("all {slots_max} slots are for pinned adapters; raise adapters.slots_max")]
+    Slots {
+        /// Slots that there are.
+        slots_max: usize,
+    },
+    /// There are too many.
+    #[error("{ADAPTERS_MAX} adapters are served, and no more can be; unload one")]
+    Full,
+}
+
 /// Why a name cannot be served.
 #[derive(Debug, thiserror::Error)]
-pub enum Unavailable<'a> {
+pub enum Unavailable {
     /// Nothing has this name.
     #[error("there is no adapter of this name")]
     Unknown,
     /// The adapter is there, but was refused.
-    #[error("this adapter cannot be served: {0}")]
-    Refused(&'a AdapterError),
+    #[error("this adapter cannot be served: {}", .0.reason)]
+    Refused(Arc<Refused>),
 }
 
 impl Catalogue {
@@ -121,8 +166,12 @@ impl Catalogue {
         group: Group,
         limits: Limits,
     ) -> Result<Self, CatalogueError> {
-        let check = |named: &Named| Entry::check(named, &group, limits).map(Arc::new);
-        let mut adapters = BTreeMap::new();
+        let next_id = AtomicU64::new(0);
+        let check = |named: &Named| {
+            let id = next_id.fetch_add(1, Ordering::Relaxed);
+            Entry::check(id, named, &group, limits).map(Arc::new)
+        };
+        let mut adapters = Adapters::new();
         for named in sources.named {
             let entry = check(named).map_err(CatalogueError::Named)?;
             if adapters.insert(named.name.clone(), Ok(entry)).is_some() {
@@ -131,31 +180,82 @@ impl Catalogue {
         }
         for found in sources.dir.map(list).transpose()?.unwrap_or_default() {
             if let btree_map::Entry::Vacant(vacant) = adapters.entry(found.name.clone()) {
-                vacant.insert(check(&found).inspect_err(Refused::log));
+                vacant.insert(check(&found).inspect_err(Refused::log).map_err(Arc::new));
             }
         }
-        let catalogue = Self { group, adapters };
+        let (adapters, changing) = (ArcSwap::from_pointee(adapters), Mutex::default());
+        let catalogue = Self { group, limits, adapters, changing, next_id };
         catalogue.check_slots(limits.slots_max)?;
         Ok(catalogue)
     }
 
+    /// Serves one more adapter, once it passed the checks of the start. With `replace` it takes the
+    /// place of one of its name, and is pinned if that was: sequences that began with the old one
+    /// end with it. Where `sha256` is given, the weights file must hash to it, now and whenever it
+    /// is read. Returns when the next caller can ask for it.
+    pub fn add(
+        &self,
+        name: &str,
+        path: &Path,
+        replace: bool,
+        sha256: Option<&str>,
+    ) -> Result<Arc<Entry>, ChangeError> {
+        let taken = |adapters: &Adapters| adapters.get(name).is_some_and(Result::is_ok);
+        if !replace && taken(&self.adapters.load()) {
+            return Err(ChangeError::Taken(name.to_owned()));
+        }
+        let mut entry = self.check(name, path, sha256)?;
+        self.change(|adapters| {
+            if !replace && taken(adapters) {
+                return Err(ChangeError::Taken(name.to_owned()));
+            }
+            let before = adapters.get(name).and_then(|it| it.as_ref().ok());
+            entry.pinned = before.is_some_and(|before| before.pinned);
+            self.check_room(adapters, &entry)?;
+            let entry = Arc::new(entry);
+            adapters.insert(name.to_owned(), Ok(Arc::clone(&entry)));
+            Ok(entry)
+        })
+    }
+
+    /// Serves an adapter no more. Sequences that have it keep it to their end.
+    pub fn remove(&self, name: &str) -> Result<(), ChangeError> {
+        self.change(|adapters| match adapters.remove(name) {
+            Some(_) => Ok(()),
+            None => Err(ChangeError::Unknown(name.to_owned())),
+        })
+    }
+
     /// Adapters that can be served, by name.
-    pub fn entries(&self) -> impl Iterator<Item = &Arc<Entry>> {
-        self.adapters.values().filter_map(|adapter| adapter.as_ref().ok())
+    pub fn entries(&self) -> impl Iterator<Item = Arc<Entry>> {
+        let adapters = self.adapters.load();
+        let entries: Vec<_> =
+            adapters.values().filter_map(|it| it.as_ref().ok()).cloned().collect();
+        entries.into_iter()
     }
 
     /// Adapters that cannot, by name.
-    pub fn refused(&self) -> impl Iterator<Item = &Refused> {
-        self.adapters.values().filter_map(|adapter| adapter.as_ref().err())
+    pub fn refused(&self) -> impl Iterator<Item = Arc<Refused>> {
+        let adapters = self.adapters.load();
+        let refused: Vec<_> =
+            adapters.values().filter_map(|it| it.as_ref().err()).cloned().collect();
+        refused.into_iter()
     }
 
     /// Looks a name up.
-    pub fn get(&self, name: &str) -> Result<&Arc<Entry>, Unavailable<'_>> {
-        match self.adapters.get(name) {
-            Some(Ok(entry)) => Ok(entry),
-            Some(Err(refused)) => Err(Unavailable::Refused(&refused.reason)),
+    pub fn get(&self, name: &str) -> Result<Arc<Entry>, Unavailable> {
+        match self.adapters.load().get(name) {
+            Some(Ok(entry)) => Ok(Arc::clone(entry)),
+            Some(Err(refused)) => Err(Unavailable::Refused(Arc::clone(refused))),
             None => Err(Unavailable::Unknown),
         }
+    }
+
+    /// Whether this very entry can be asked for: nothing took its place.
+    pub fn serves(&self, entry: &Entry) -> bool {
+        let adapters = self.adapters.load();
+        let served = adapters.get(&entry.name).and_then(|served| served.as_ref().ok());
+        served.is_some_and(|served| served.id == entry.id)
     }
 
     /// Reads an adapter and cuts it for every rank. Takes as long as its size asks for, so the
@@ -167,8 +267,44 @@ impl Catalogue {
         let checked = Checked::open(&entry.path, &self.group)?;
         let plan = &checked.plan;
         match (plan.kind(), plan.bytes(&self.group)) == (entry.kind, entry.bytes) {
-            true => checked.compile(&entry.name, &self.group),
+            true => checked.compile(&entry.name, &self.group, entry.sha256.as_deref()),
             false => Err(AdapterError::Changed),
+        }
+    }
+
+    fn check(&self, name: &str, path: &Path, sha256: Option<&str>) -> Result<Entry, ChangeError> {
+        let refused = |reason| ChangeError::Refused { name: name.to_owned(), reason };
+        let named = Named { name: name.to_owned(), path: path.to_owned(), pinned: false };
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let entry = Entry::check(id, &named, &self.group, self.limits);
+        let entry = entry.map_err(|it| refused(it.reason))?;
+        if let Some(wanted) = sha256 {
+            check_sha256(path, wanted).map_err(|reason| refused(Box::new(reason)))?;
+        }
+        Ok(Entry { sha256: sha256.map(str::to_owned), ..entry })
+    }
+
+    /// Changes a copy, and puts it in place if that went well.
+    fn change<T>(
+        &self,
+        change: impl FnOnce(&mut Adapters) -> Result<T, ChangeError>,
+    ) -> Result<T, ChangeError> {
+        let _one_by_one = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut adapters = Adapters::clone(&self.adapters.load());
+        let changed = change(&mut adapters)?;
+        self.adapters.store(Arc::new(adapters));
+        Ok(changed)
+    }
+
+    fn check_room(&self, adapters: &Adapters, entry: &Entry) -> Result<(), ChangeError> {
+        let slots_max = self.limits.slots_max;
+        let pinned = adapters.values().flatten().filter(|served| served.pinned).count();
+        match () {
+            () if pinned >= slots_max && !entry.pinned => Err(ChangeError::Slots { slots_max }),
+            () if adapters.len() >= ADAPTERS_MAX && !adapters.contains_key(&entry.name) => {
+                Err(ChangeError::Full)
+            }
+            () => Ok(()),
         }
     }
 
@@ -183,7 +319,7 @@ impl Catalogue {
 }
 
 impl Entry {
-    fn check(named: &Named, group: &Group, limits: Limits) -> Result<Self, Refused> {
+    fn check(id: u64, named: &Named, group: &Group, limits: Limits) -> Result<Self, Refused> {
         let Named { name, path, pinned } = named.clone();
         let refuse =
             |reason| Refused { name: name.clone(), path: path.clone(), reason: Box::new(reason) };
@@ -194,7 +330,7 @@ impl Entry {
         }
         plan.warn(&name);
         let (kind, lora_rank) = (plan.kind(), plan.lora_rank());
-        Ok(Self { name, path, kind, lora_rank, bytes, pinned })
+        Ok(Self { id, name, path, kind, lora_rank, bytes, pinned, sha256: None })
     }
 }
 

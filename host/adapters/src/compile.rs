@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use contract::adapter::{Generation, LayerPairs, LocalPair};
+use sha2::{Digest as _, Sha256};
 
 use crate::cut::{Cut, Group};
 use crate::digest::Digest;
@@ -13,7 +14,7 @@ use crate::manifest::{self, Manifest};
 use crate::module::Module;
 use crate::plan::Plan;
 use crate::site::Side;
-use crate::weights::Weights;
+use crate::weights::{self, Weights};
 
 /// A config with a rank and an alpha for each of 882 modules takes 0.1 MiB.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
@@ -38,8 +39,15 @@ impl Checked {
     }
 
     /// Reads every tensor once, in the order of the file, and cuts it for each rank.
-    pub fn compile(self, name: &str, group: &Group) -> Result<Generation, AdapterError> {
+    /// Where `sha256` is given, the weights file must hash to it.
+    pub fn compile(
+        self,
+        name: &str,
+        group: &Group,
+        sha256: Option<&str>,
+    ) -> Result<Generation, AdapterError> {
         let Weights { tensors, header, mut data } = self.weights;
+        let mut file = sha256.map(|wanted| (Sha256::new_with_prefix(&header), wanted));
         let mut digest = Digest::new(&self.config);
         digest.update(&header);
         let mut ranks = vec![vec![LayerPairs::default(); group.base.layers]; group.ranks];
@@ -48,11 +56,17 @@ impl Checked {
             let module = &self.plan.modules[site];
             tensor.read(&mut data, &mut bytes)?;
             digest.update(&bytes);
+            if let Some((hash, _)) = &mut file {
+                hash.update(&bytes);
+            }
             tensor.values(&bytes, scaling(module, *side), &mut values)?;
             for (rank, layers) in ranks.iter_mut().enumerate() {
                 let pair = &mut layers[site.layer][site.projection.index()];
                 fill(pair, *side, &values, module, &Cut::new(module, rank, group));
             }
+        }
+        if let Some((hash, wanted)) = file {
+            same(&format!("{:x}", hash.finalize()), wanted)?;
         }
         Ok(Generation {
             id: digest.finish(),
@@ -61,6 +75,26 @@ impl Checked {
             lora_rank: self.plan.lora_rank(),
             ranks,
         })
+    }
+}
+
+/// Reads a weights file and compares its SHA-256, in hex.
+pub fn check_sha256(folder: &Path, wanted: &str) -> Result<(), AdapterError> {
+    let file = weights::FILE;
+    let failed = |source: io::Error| AdapterError::Read { file, source, hint: "" };
+    let mut data = File::open(folder.join(file)).map_err(failed)?;
+    let mut hash = Sha256::new();
+    io::copy(&mut data, &mut hash).map_err(failed)?;
+    same(&format!("{:x}", hash.finalize()), wanted)
+}
+
+fn same(found: &str, wanted: &str) -> Result<(), AdapterError> {
+    match found.eq_ignore_ascii_case(wanted) {
+        true => Ok(()),
+        false => {
+            let (found, wanted) = (found.to_owned(), wanted.to_owned());
+            Err(AdapterError::Sha256 { found, wanted })
+        }
     }
 }
 

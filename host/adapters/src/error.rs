@@ -164,7 +164,15 @@ pub enum AdapterError {
         /// What there is.
         bytes_max: usize,
     },
-    /// The folder now holds an adapter of other dimensions than at start.
-    #[error("has other dimensions on disk than at start; restart to serve it")]
+    /// The weights are not those that were meant.
+    #[error("adapter_model.safetensors has the SHA-256 {found}; {wanted} was asked for")]
+    Sha256 {
+        /// Of the file.
+        found: String,
+        /// What it should be.
+        wanted: String,
+    },
+    /// The folder now holds an adapter of other dimensions than when it was added.
+    #[error("has other dimensions on disk than when it was added; load it again or restart")]
     Changed,
 }

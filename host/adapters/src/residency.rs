@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! want(entry) -> Load               ask the loader thread, once; its answer goes to
-//!                                   loaded(generation) or failed(name)
+//!                                   loaded(entry, generation) or failed(entry)
 //!             -> Wait(..)           ask again next round
 //!             -> Activate { .. }    Executor::load(slot, generation), now; the lease is the
 //!                                   sequence's. Should the ranks refuse: vacate(lease)
@@ -14,6 +14,9 @@
 //!
 //! A sequence keeps its [`Lease`] from then on, through preemption too, so that it ends with the
 //! generation that it began with. Dropping the lease gives the slot back.
+//!
+//! Entries are told apart by their id: one that took another's name shares nothing with it. What
+//! nobody can ask for any more goes with [`Residency::sweep`].
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -101,8 +104,8 @@ pub enum Place {
 pub struct Resident<'a> {
     /// Its slot.
     pub slot: Slot,
-    /// The adapter's name.
-    pub name: &'a str,
+    /// The adapter.
+    pub entry: &'a Arc<Entry>,
     /// Sequences that hold it there.
     pub leases: usize,
     /// Whether it stays without any.
@@ -113,9 +116,10 @@ pub struct Resident<'a> {
 #[derive(Debug)]
 pub struct Residency {
     slots: Vec<Option<Occupant>>,
-    /// Names of what lies in `slots`.
-    slot_of: HashMap<String, usize>,
-    host: HashMap<String, HostCopy>,
+    /// Where entries lie in `slots`, by their id.
+    slot_of: HashMap<u64, usize>,
+    /// By the entry's id.
+    host: HashMap<u64, HostCopy>,
     /// Sum over `host`.
     host_bytes: usize,
     host_bytes_max: usize,
@@ -126,20 +130,19 @@ pub struct Residency {
 /// What lies in a slot.
 #[derive(Debug)]
 struct Occupant {
-    name: String,
+    entry: Arc<Entry>,
     generation: GenerationId,
     /// One reference here and one in each lease.
     held: Arc<()>,
-    pinned: bool,
     used: u64,
 }
 
 /// What lies in host memory, or will.
 #[derive(Debug)]
 struct HostCopy {
+    entry: Arc<Entry>,
     /// `None` while it is being loaded.
     generation: Option<Arc<Generation>>,
-    bytes: usize,
     used: u64,
 }
 
@@ -159,12 +162,12 @@ impl Residency {
     /// Says what a sequence with this adapter needs, and takes note of it: a slot or host memory
     /// that the answer names is taken from then on. The entry alone must fit into host memory,
     /// which the catalogue sees to.
-    pub fn want(&mut self, entry: &Entry) -> Need {
+    pub fn want(&mut self, entry: &Arc<Entry>) -> Need {
         self.uses += 1;
-        if let Some(&slot) = self.slot_of.get(&entry.name) {
+        if let Some(&slot) = self.slot_of.get(&entry.id) {
             return Need::Ready(self.lease(slot));
         }
-        match self.host.get_mut(&entry.name) {
+        match self.host.get_mut(&entry.id) {
             None => self.load(entry),
             Some(HostCopy { generation: None, .. }) => Need::Wait(Wait::Loading),
             Some(HostCopy { generation: Some(generation), used, .. }) => {
@@ -176,30 +179,52 @@ impl Residency {
     }
 
     /// The loader answers a [`Need::Load`] with a generation.
-    pub fn loaded(&mut self, generation: Arc<Generation>) {
-        if let Some(copy) = self.host.get_mut(&generation.name) {
+    pub fn loaded(&mut self, entry: &Entry, generation: Arc<Generation>) {
+        if let Some(copy) = self.host.get_mut(&entry.id) {
             copy.generation = Some(generation);
         }
     }
 
     /// The loader answers a [`Need::Load`] with an error. The next `want` tries again.
-    pub fn failed(&mut self, name: &str) {
-        if self.place(name) == Place::Loading {
-            self.forget(name);
+    pub fn failed(&mut self, entry: &Entry) {
+        if self.place(entry) == Place::Loading {
+            self.forget(entry.id);
         }
     }
 
     /// Empties a slot that the ranks refused to fill.
     pub fn vacate(&mut self, lease: Lease) {
         if let Some(occupant) = self.slots[lease.slot.index()].take() {
-            self.slot_of.remove(&occupant.name);
+            self.slot_of.remove(&occupant.entry.id);
         }
     }
 
+    /// Frees slots and host memory of all entries that need not be kept, and answers with the slots
+    /// that the ranks have to unload. Leased slots and loads under way stay.
+    pub fn sweep(&mut self, keep: impl Fn(&Entry) -> bool) -> Vec<Slot> {
+        let goes = |occupant: &mut Occupant| !keep(&occupant.entry) && occupant.leases() == 0;
+        let mut freed = Vec::new();
+        for (slot, place) in self.slots.iter_mut().enumerate() {
+            if let Some(occupant) = place.take_if(goes) {
+                self.slot_of.remove(&occupant.entry.id);
+                freed.push(Slot(slot as u32));
+            }
+        }
+        let goes = |copy: &&HostCopy| !keep(&copy.entry) && copy.generation.is_some();
+        let ids: Vec<u64> = self.host.values().filter(goes).map(|it| it.entry.id).collect();
+        ids.into_iter().for_each(|id| self.forget(id));
+        freed
+    }
+
+    /// Whether a slot or host memory is taken by an entry that need not be kept.
+    pub fn holds(&self, goes: impl Fn(&Entry) -> bool) -> bool {
+        self.resident().any(|it| goes(it.entry)) || self.host.values().any(|it| goes(&it.entry))
+    }
+
     /// Where an adapter is.
-    pub fn place(&self, name: &str) -> Place {
-        match self.host.get(name) {
-            _ if self.slot_of.contains_key(name) => Place::Slot,
+    pub fn place(&self, entry: &Entry) -> Place {
+        match self.host.get(&entry.id) {
+            _ if self.slot_of.contains_key(&entry.id) => Place::Slot,
             Some(HostCopy { generation: Some(_), .. }) => Place::Host,
             Some(HostCopy { generation: None, .. }) => Place::Loading,
             None => Place::Disk,
@@ -212,11 +237,17 @@ impl Residency {
             let occupant = occupant.as_ref()?;
             Some(Resident {
                 slot: Slot(slot as u32),
-                name: &occupant.name,
+                entry: &occupant.entry,
                 leases: occupant.leases(),
-                pinned: occupant.pinned,
+                pinned: occupant.entry.pinned,
             })
         })
+    }
+
+    /// What lies in host memory.
+    pub fn in_host(&self) -> impl Iterator<Item = &Arc<Entry>> {
+        let loaded = self.host.values().filter(|copy| copy.generation.is_some());
+        loaded.map(|copy| &copy.entry)
     }
 
     /// Host memory in use or promised to loads, in bytes.
@@ -234,18 +265,19 @@ impl Residency {
         }
     }
 
-    fn activate(&mut self, entry: &Entry, generation: Arc<Generation>) -> Need {
+    fn activate(&mut self, entry: &Arc<Entry>, generation: Arc<Generation>) -> Need {
         let Some(slot) = self.vacant_slot() else { return Need::Wait(Wait::Slot) };
         let evicted = self.slots[slot].replace(Occupant {
-            name: entry.name.clone(),
+            entry: Arc::clone(entry),
             generation: generation.id,
             held: Arc::new(()),
-            pinned: entry.pinned,
             used: self.uses,
         });
-        let evicted = evicted.map(|occupant| occupant.name);
-        evicted.as_ref().and_then(|name| self.slot_of.remove(name));
-        self.slot_of.insert(entry.name.clone(), slot);
+        let evicted = evicted.map(|occupant| {
+            self.slot_of.remove(&occupant.entry.id);
+            occupant.entry.name.clone()
+        });
+        self.slot_of.insert(entry.id, slot);
         Need::Activate { lease: self.lease(slot), generation, evicted }
     }
 
@@ -259,9 +291,10 @@ impl Residency {
 
     /// A load evicts others from host memory only when a slot waits for it. Otherwise sequences
     /// that wait for slots would evict each other's generations in turn and load forever.
-    fn load(&mut self, entry: &Entry) -> Need {
+    fn load(&mut self, entry: &Arc<Entry>) -> Need {
         let loading = self.host.values().filter(|copy| copy.generation.is_none());
-        let (loads, bytes) = loading.fold((0, 0), |(loads, sum), it| (loads + 1, sum + it.bytes));
+        let bytes = loading.map(|copy| copy.entry.bytes);
+        let (loads, bytes) = bytes.fold((0, 0), |(loads, sum), bytes| (loads + 1, sum + bytes));
         if loads == LOADS_MAX || bytes + entry.bytes > self.host_bytes_max {
             return Need::Wait(Wait::Loading);
         }
@@ -271,8 +304,8 @@ impl Residency {
         if self.host_bytes + entry.bytes > self.host_bytes_max {
             return Need::Wait(Wait::Slot);
         }
-        let copy = HostCopy { generation: None, bytes: entry.bytes, used: self.uses };
-        self.host.insert(entry.name.clone(), copy);
+        let copy = HostCopy { entry: Arc::clone(entry), generation: None, used: self.uses };
+        self.host.insert(entry.id, copy);
         self.host_bytes += entry.bytes;
         Need::Load
     }
@@ -282,14 +315,14 @@ impl Residency {
         while self.host_bytes + bytes > self.host_bytes_max {
             let loaded = self.host.iter().filter(|(_, copy)| copy.generation.is_some());
             let oldest = loaded.min_by_key(|(_, copy)| copy.used);
-            let Some(oldest) = oldest.map(|(name, _)| name.clone()) else { return };
-            self.forget(&oldest);
+            let Some(oldest) = oldest.map(|(id, _)| *id) else { return };
+            self.forget(oldest);
         }
     }
 
-    fn forget(&mut self, name: &str) {
-        let copy = self.host.remove(name);
-        self.host_bytes -= copy.map_or(0, |copy| copy.bytes);
+    fn forget(&mut self, id: u64) {
+        let copy = self.host.remove(&id);
+        self.host_bytes -= copy.map_or(0, |copy| copy.entry.bytes);
     }
 }
 
@@ -299,6 +332,6 @@ impl Occupant {
     }
 
     fn is_idle(&self) -> bool {
-        !self.pinned && self.leases() == 0
+        !self.entry.pinned && self.leases() == 0
     }
 }

@@ -121,8 +121,12 @@ impl Checker<'_> {
         if let Some(threads) = raw.threads {
             self.positive("parallel.threads", threads);
         }
-        if !raw.devices.is_empty() && raw.devices.len() != raw.tensor {
-            let remedy = format!("parallel.tensor = {} needs as many devices", raw.tensor);
+        let ranks = raw.tensor.saturating_mul(raw.replicas);
+        if !raw.devices.is_empty() && raw.devices.len() != ranks {
+            let remedy = match raw.replicas {
+                1 => format!("parallel.tensor = {} needs as many devices", raw.tensor),
+                _ => format!("parallel.tensor * parallel.replicas = {ranks} devices would do"),
+            };
             self.wrong("parallel.devices", format!("{:?}", raw.devices), &remedy);
         }
         let backends = [("auto", Backend::Auto), ("cpu", Backend::Cpu), ("cuda", Backend::Cuda)];

@@ -103,7 +103,7 @@ pub struct Parallel {
     pub threads: Option<usize>,
     /// How ranks talk.
     pub comm: CommKind,
-    /// Device of each rank; may repeat. Empty counts up from 0.
+    /// Device of each rank, replica after replica; may repeat. Empty counts up from 0.
     pub devices: Vec<usize>,
 }
 

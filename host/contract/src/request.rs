@@ -11,6 +11,8 @@ pub struct Request {
     pub id: String,
     /// The adapter's served name; `None` is the base.
     pub adapter: Option<String>,
+    /// Lower is served first, 0 is the usual; equals go by arrival.
+    pub priority: i32,
     /// Prompt tokens; never empty.
     pub prompt: Arc<[u32]>,
     /// What acts on logits.

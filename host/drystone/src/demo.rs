@@ -6,6 +6,7 @@ mod policies;
 mod show;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use contract::counts::{CollectiveCounts, Purpose};
@@ -72,15 +73,16 @@ fn ask_all(server: &Ready) -> Result<(), Failure> {
     Ok(())
 }
 
-fn report(answers: &[Answer], seconds: f64, steps: f64, counts: &CollectiveCounts) {
+fn report(answers: &[Answer], seconds: f64, steps: f64, counts: &[Arc<CollectiveCounts>]) {
+    let collectives = |purpose| counts.iter().map(|counts| counts.get(purpose)).sum::<u64>();
     let tokens: u64 = answers.iter().map(|answer| answer.tokens).sum();
     println!(
         "\n{} streams in one batch: {tokens} tokens in {steps} steps and {seconds:.2} s, {:.0} \
          tokens/s; collectives: Base {}, Lora {}",
         answers.len(),
         tokens as f64 / seconds,
-        counts.get(Purpose::Base),
-        counts.get(Purpose::Lora),
+        collectives(Purpose::Base),
+        collectives(Purpose::Lora),
     );
 }
 

@@ -1,8 +1,9 @@
-//! Builds the parts of one replica and wires them: ranks below, engine above.
+//! Builds the parts of each replica and wires them: ranks below, engine above.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use config::settings::Parallel;
 use engine::handle::{Engine, Parts};
 use engine::metrics::Metrics;
 use gateway::app::Replica;
@@ -14,13 +15,27 @@ use ranks::group::{Group, GroupSpec};
 use crate::Failure;
 use crate::survey::Survey;
 
-/// Loads the weights and starts the engine.
-pub fn start(survey: &Survey) -> Result<Replica, Failure> {
+/// Loads the weights and starts the engines, one replica after the other.
+pub fn start(survey: &Survey) -> Result<Vec<Replica>, Failure> {
     let begun = Instant::now();
-    let group = ranks(survey)?;
+    let replicas = survey.settings.parallel.replicas;
+    let started = (0..replicas).map(|number| one(survey, number)).collect::<Result<_, _>>()?;
+    tracing::info!(
+        model = survey.settings.model.name,
+        replicas,
+        ranks = survey.settings.parallel.tensor,
+        "ready after {:.2} s",
+        begun.elapsed().as_secs_f64()
+    );
+    Ok(started)
+}
+
+fn one(survey: &Survey, number: usize) -> Result<Replica, Failure> {
+    let group = ranks(survey, number)?;
     let counts = Arc::clone(group.counts());
     let limits = group.limits();
-    let metrics = Arc::new(Metrics::new(&survey.settings.model.name, limits.positions_max));
+    let name = &survey.settings.model.name;
+    let metrics = Arc::new(Metrics::new(name, number, limits.positions_max));
     let mut registry = Registry::default();
     metrics.register(&mut registry);
     let engine = Engine::start(Parts {
@@ -36,23 +51,22 @@ pub fn start(survey: &Survey) -> Result<Replica, Failure> {
         metrics,
     })?;
     tracing::info!(
-        model = survey.settings.model.name,
-        ranks = survey.settings.parallel.tensor,
+        replica = number,
         kv_blocks = limits.blocks,
         context_max = limits.positions_max,
-        "ready after {:.2} s",
-        begun.elapsed().as_secs_f64()
+        "a replica is up"
     );
     Ok(Replica { engine, counts, registry })
 }
 
-/// Starts the ranks, with a progress bar while they load.
-fn ranks(survey: &Survey) -> Result<Group, Failure> {
+/// Starts the ranks of one replica, with a progress bar while they load.
+fn ranks(survey: &Survey, number: usize) -> Result<Group, Failure> {
     let progress = Arc::new(Progress::default());
+    let parallel = share(&survey.settings.parallel, number);
     let spec = GroupSpec {
         config: &survey.model,
         model: &survey.settings.model,
-        parallel: &survey.settings.parallel,
+        parallel: &parallel,
         engine: &survey.settings.engine,
         slots_max: survey.settings.adapters.slots_max,
         progress: &progress,
@@ -70,9 +84,50 @@ fn ranks(survey: &Survey) -> Result<Group, Failure> {
     })
 }
 
+/// The part of devices and cores that one replica gets.
+fn share(parallel: &Parallel, number: usize) -> Parallel {
+    let Parallel { tensor, replicas, .. } = *parallel;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let devices = match parallel.devices.is_empty() {
+        // Counted up from 0 over all replicas, which is what one of them does by itself.
+        true if replicas == 1 => Vec::new(),
+        true => (number * tensor..(number + 1) * tensor).collect(),
+        false => parallel.devices[number * tensor..(number + 1) * tensor].to_vec(),
+    };
+    let threads = parallel.threads.or(Some((cores / (tensor * replicas)).max(1)));
+    Parallel { devices, threads, ..parallel.clone() }
+}
+
 fn bar() -> ProgressBar {
     let template = "loading weights {bar:40} {bytes}/{total_bytes} ({eta})";
     let style = ProgressStyle::with_template(template);
     let style = style.expect("the template is a constant: this is a bug");
     ProgressBar::new(0).with_style(style)
+}
+
+#[cfg(test)]
+mod tests {
+    use config::settings::{Backend, CommKind};
+
+    use super::*;
+
+    fn parallel(devices: &[usize], replicas: usize) -> Parallel {
+        Parallel {
+            backend: Backend::Auto,
+            tensor: 2,
+            replicas,
+            threads: Some(3),
+            comm: CommKind::Auto,
+            devices: devices.to_vec(),
+        }
+    }
+
+    #[test]
+    fn replicas_share_devices_in_their_order() {
+        let devices = |given: &[usize]| [0, 1].map(|at| share(&parallel(given, 2), at).devices);
+        assert_eq!(devices(&[5, 4, 3, 2]), [[5, 4], [3, 2]]);
+        assert_eq!(devices(&[]), [[0, 1], [2, 3]]);
+        assert_eq!(share(&parallel(&[], 1), 0).devices, []);
+        assert_eq!(share(&parallel(&[], 2), 1).threads, Some(3));
+    }
 }

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use contract::counts::CollectiveCounts;
 use contract::policy::builtin::Builtin;
 use contract::policy::subject::Tenant;
+use engine::handle::Root;
 use gateway::app::App;
+use gateway::replicas::Replicas;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -30,8 +32,8 @@ pub fn command(file: &Path) -> Result<(), Failure> {
 pub struct Ready {
     /// Where it listens.
     pub address: SocketAddr,
-    /// Collectives of its ranks.
-    pub counts: Arc<CollectiveCounts>,
+    /// Collectives of its ranks, a replica each.
+    pub counts: Vec<Arc<CollectiveCounts>>,
     stop: oneshot::Sender<()>,
 }
 
@@ -56,16 +58,18 @@ where
     let served = runtime.block_on(async {
         let (listener, address) = listen(survey.settings.server.listen)?;
         tracing::info!("listening on http://{address}");
-        let app = Arc::new(app(&survey));
+        let app = Arc::new(app(&survey)?);
         let (stop, stopped) = oneshot::channel();
         let shutdown = async {
             tokio::select! { () = told_to_stop() => {}, Ok(()) = stopped => {} }
         };
         let mut server = tokio::spawn(gateway::serve(listener, Arc::clone(&app), shutdown));
         let open = tokio::task::spawn_blocking(move || {
-            let replica = replica::start(&survey)?;
-            let counts = Arc::clone(&replica.counts);
-            app.open(replica);
+            let replicas = replica::start(&survey)?;
+            let counts = replicas.iter().map(|replica| Arc::clone(&replica.counts)).collect();
+            if let Some(replicas) = Replicas::new(replicas) {
+                app.open(replicas);
+            }
             ready(Ready { address, counts, stop })
         });
         tokio::select! {
@@ -79,12 +83,16 @@ where
     served
 }
 
-fn app(survey: &Survey) -> App {
+fn app(survey: &Survey) -> Result<App, Failure> {
     let server = survey.settings.server.clone();
     let name = survey.settings.model.name.clone();
     let keys = server.api_keys.iter().map(|key| (key.key.clone(), Tenant(key.tenant.clone())));
     let policy = Arc::new(Builtin::new(&name, keys));
-    App::new(server, policy, name)
+    let app = App::new(server, policy, name);
+    Ok(match &survey.settings.adapters.resolve_root {
+        Some(root) => app.with_adapter_root(Root::open(root)?),
+        None => app,
+    })
 }
 
 fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Failure> {

@@ -173,7 +173,7 @@ fn start(executor: Box<dyn Executor>, sequences: usize) -> Engine {
         },
         slots_max: limits.slots_max,
         host_bytes: 1 << 30,
-        metrics: Arc::new(Metrics::new("bench", 4096)),
+        metrics: Arc::new(Metrics::new("bench", 0, 4096)),
     });
     started.expect("an engine")
 }
@@ -184,6 +184,7 @@ fn request(at: usize, way: Way, engine: &Engine) -> Request {
     Request {
         id: at.to_string(),
         adapter: (way == Way::Adapters).then(|| ADAPTERS[at % ADAPTERS.len()].to_owned()),
+        priority: 0,
         prompt: prompt.collect(),
         sampling: Arc::new(Sampling {
             stop_tokens: engine.text().end_tokens().to_vec(),

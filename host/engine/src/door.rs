@@ -132,12 +132,12 @@ impl Door {
     }
 
     fn adapter(&self, name: &str) -> Result<Arc<Entry>, SubmitError> {
-        self.catalogue.get(name).cloned().map_err(|error| {
+        self.catalogue.get(name).map_err(|error| {
             let name = name.to_owned();
             match error {
                 Unavailable::Unknown => SubmitError::UnknownAdapter { name },
-                Unavailable::Refused(reason) => {
-                    SubmitError::AdapterRefused { name, reason: reason.to_string() }
+                Unavailable::Refused(refused) => {
+                    SubmitError::AdapterRefused { name, reason: refused.reason.to_string() }
                 }
             }
         })

@@ -5,7 +5,6 @@ use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use adapters::catalogue::Catalogue;
 use adapters::residency::LOADS_MAX;
 use contract::request::{Progress, Request};
 use contract::step::Executor;
@@ -15,8 +14,12 @@ use crate::load::{Load, Open, Shared};
 use crate::mailbox::{Reader, mailbox};
 use crate::main_loop::{Command, MainLoop};
 use crate::metrics::Metrics;
+use crate::recent::Recent;
 use crate::stream::Stream;
 use crate::text::Text;
+
+pub use adapters::catalogue::{Catalogue, ChangeError};
+pub use adapters::root::{Root, RootError};
 
 pub use crate::door::SubmitError;
 
@@ -66,6 +69,8 @@ struct Inner {
     door: Door,
     text: Arc<Text>,
     blocks: usize,
+    /// Absent without a prefix cache.
+    recent: Option<Recent>,
 }
 
 impl Engine {
@@ -76,9 +81,9 @@ impl Engine {
         }
         let shared = Arc::new(Shared::default());
         let queue_max = parts.settings.queue_max;
-        // Room for every place in the queue, every load, the stop, and wake-ups: one is sent when
-        // the engine has seen the one before, so two at most.
-        let (commands, receiver) = sync_channel(queue_max + LOADS_MAX + 3);
+        // Room for every place in the queue, every load, the stop, and wake-ups of two kinds: one
+        // is sent when the engine has seen the one before, so two of each at most.
+        let (commands, receiver) = sync_channel(queue_max + LOADS_MAX + 5);
         let inner = Inner {
             commands: commands.clone(),
             thread: Mutex::default(),
@@ -92,6 +97,8 @@ impl Engine {
             },
             text: Arc::clone(&parts.text),
             blocks: parts.blocks,
+            recent: (parts.settings.prefix_cache)
+                .then(|| Recent::new(parts.blocks, parts.settings.block_tokens)),
         };
         let main_loop = MainLoop::new(parts, shared, (commands, receiver))?;
         let thread = thread::Builder::new().name("engine".into()).spawn(|| main_loop.run())?;
@@ -101,8 +108,11 @@ impl Engine {
 
     /// Puts a request into the queue. Its ticket tells how it goes and, dropped, cancels it.
     pub fn submit(&self, mut request: Request) -> Result<Ticket, SubmitError> {
-        let Inner { door, commands, text, .. } = &*self.0;
+        let Inner { door, commands, text, recent, .. } = &*self.0;
         let (entry, queued) = door.enter(&request)?;
+        if let Some(recent) = recent {
+            recent.note(entry.as_ref().map(|entry| entry.id), &request.prompt);
+        }
         let (writer, reader) = mailbox();
         let places = (queued, Open::new(&door.shared));
         let stream = Box::new(Stream::new(&mut request, text, writer, places));
@@ -129,9 +139,42 @@ impl Engine {
         }
     }
 
+    /// Whether the adapter that is served under `name` lies in a slot.
+    pub fn is_resident(&self, name: &str) -> bool {
+        let Inner { door, .. } = &*self.0;
+        let resident = door.shared.resident.load();
+        door.catalogue.get(name).is_ok_and(|entry| resident.contains(&entry.id))
+    }
+
+    /// Share of a prompt, 0 to 1, that is expected in the prefix cache: a guess from the prompts
+    /// that were accepted lately.
+    pub fn prefix_hit(&self, adapter: Option<&str>, tokens: &[u32]) -> f32 {
+        let Inner { door, recent, .. } = &*self.0;
+        let Some(recent) = recent else { return 0.0 };
+        match adapter.map(|name| door.catalogue.get(name)) {
+            None => recent.hit(None, tokens),
+            Some(Ok(entry)) => recent.hit(Some(entry.id), tokens),
+            Some(Err(_)) => 0.0,
+        }
+    }
+
+    /// Tells the engine that the catalogue changed, so that it frees what nobody can ask for any
+    /// more. Sequences that have such an adapter keep it to their end.
+    pub fn catalogue_changed(&self) {
+        if !self.0.door.shared.catalogue_changed.swap(true, Ordering::AcqRel) {
+            // An engine that is gone needs no waking.
+            let _ = self.0.commands.try_send(Command::Wake);
+        }
+    }
+
     /// Takes no more requests; those that are open go on.
     pub fn drain(&self) {
         self.0.door.shared.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it takes no more requests.
+    pub fn is_draining(&self) -> bool {
+        self.0.door.shared.draining.load(Ordering::Relaxed)
     }
 
     /// Whether every accepted request has ended.

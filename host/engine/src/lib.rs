@@ -9,6 +9,7 @@ mod door;
 pub mod handle;
 pub mod load;
 mod mailbox;
+mod recent;
 
 // The main loop and what it does in each turn.
 mod batch;

@@ -1,8 +1,10 @@
 //! How busy the engine is, and the places that bound it.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 
 /// How busy the engine is.
@@ -34,12 +36,16 @@ pub struct Shared {
     pub draining: AtomicBool,
     /// Some ticket was dropped since the engine last looked.
     pub cancelled: AtomicBool,
+    /// The catalogue changed since the engine last looked.
+    pub catalogue_changed: AtomicBool,
     /// Why nothing will work any more, once that is so.
     pub dead: OnceLock<String>,
     /// Sequences that run.
     pub running: AtomicUsize,
     /// KV blocks that sequences hold.
     pub blocks_used: AtomicUsize,
+    /// Entries of the adapters that lie in a slot.
+    pub resident: ArcSwap<BTreeSet<u64>>,
     open: AtomicUsize,
     queued: AtomicUsize,
     idle: Notify,

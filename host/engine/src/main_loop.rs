@@ -102,6 +102,7 @@ impl MainLoop {
         self.place_pinned();
         while self.receive() {
             self.retire();
+            self.sweep();
             self.schedule();
             self.publish();
             if !self.plan.shares.is_empty() {
@@ -153,6 +154,7 @@ impl MainLoop {
                 self.streams[sequence.key].finish(finish, &mut self.settling);
             }
         }
+        self.moved = true;
         self.place_pinned();
     }
 
@@ -178,6 +180,25 @@ impl MainLoop {
         self.moved = true;
         self.settling.ended = 0;
         self.settling.wake();
+    }
+
+    /// Frees what belonged to adapters that are gone, once their last sequence is.
+    fn sweep(&mut self) {
+        let changed = self.shared.catalogue_changed.swap(false, Ordering::AcqRel);
+        if changed {
+            self.residents.catalogue_changed();
+            self.place_pinned();
+        }
+        if !(self.residents.is_stale() && (changed || self.moved)) {
+            return;
+        }
+        let open = self.scheduler.running().iter().chain(self.scheduler.waiting());
+        let open: BTreeSet<u64> = open.filter_map(|it| Some(it.adapter.as_ref()?.id)).collect();
+        let executor = &mut *self.executor;
+        match self.residents.sweep(executor, |entry| open.contains(&entry.id)) {
+            Ok(()) => self.place_pinned(),
+            Err(fault) => self.die(&fault),
+        }
     }
 
     fn schedule(&mut self) {
@@ -252,7 +273,7 @@ impl MainLoop {
         metrics.running.set(running as i64);
         metrics.waiting.set(waiting as i64);
         metrics.kv_cache_usage.set(used as f64 / pool.total() as f64);
-        self.residents.publish();
+        self.residents.publish(&self.shared);
         self.publish_in_use();
     }
 

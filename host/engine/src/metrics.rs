@@ -66,13 +66,14 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Zeroes, to be told apart by the base's name; `context_max` bounds the token buckets.
-    pub fn new(model_name: &str, context_max: usize) -> Self {
+    /// Zeroes, to be told apart by the base's name and the number of the engine; `context_max`
+    /// bounds the token buckets.
+    pub fn new(model_name: &str, engine: usize, context_max: usize) -> Self {
         let tokens = || Histogram::new(one_two_five(context_max));
         Self {
             labels: vec![
                 ("model_name".to_owned(), model_name.to_owned()),
-                ("engine".to_owned(), "0".to_owned()),
+                ("engine".to_owned(), engine.to_string()),
             ],
             running: Gauge::default(),
             waiting: Gauge::default(),

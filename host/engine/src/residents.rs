@@ -8,6 +8,7 @@ use adapters::catalogue::{Catalogue, Entry};
 use adapters::residency::{Need, Place, Residency, Wait};
 use contract::step::{Executor, Fault};
 
+use crate::load::Shared;
 use crate::loader::{Loaded, Loader};
 use crate::metrics::{AdapterMetrics, Level};
 use crate::scheduler::{Leasing, Slots};
@@ -20,8 +21,10 @@ pub struct Residents {
     metrics: Arc<AdapterMetrics>,
     /// Pinned adapters that are not in their slots yet.
     pinned: Vec<Arc<Entry>>,
-    /// Something moved since metrics were told.
+    /// Something moved since it was published.
     moved: bool,
+    /// Something lies here that nobody can ask for any more.
+    stale: bool,
 }
 
 impl Residents {
@@ -32,13 +35,46 @@ impl Residents {
         loader: Loader,
         metrics: Arc<AdapterMetrics>,
     ) -> Self {
-        let pinned = catalogue.entries().filter(|entry| entry.pinned).cloned().collect();
-        Self { residency, catalogue, loader, metrics, pinned, moved: false }
+        let pinned = catalogue.entries().filter(|entry| entry.pinned).collect();
+        Self { residency, catalogue, loader, metrics, pinned, moved: false, stale: false }
+    }
+
+    /// Takes note that the catalogue changed.
+    pub fn catalogue_changed(&mut self) {
+        let absent = |entry: &Arc<Entry>| self.residency.place(entry) != Place::Slot;
+        let pinned = self.catalogue.entries().filter(|entry| entry.pinned);
+        self.pinned = pinned.filter(absent).collect();
+        self.stale = self.residency.holds(|entry| !self.catalogue.serves(entry));
+    }
+
+    /// Whether there may be something for [`Residents::sweep`].
+    pub fn is_stale(&self) -> bool {
+        self.stale
+    }
+
+    /// Frees the slots and the host memory of adapters that neither the catalogue serves nor an open
+    /// sequence has.
+    pub fn sweep(
+        &mut self,
+        executor: &mut dyn Executor,
+        open: impl Fn(&Entry) -> bool,
+    ) -> Result<(), Fault> {
+        let catalogue = Arc::clone(&self.catalogue);
+        let freed = self.residency.sweep(|entry| catalogue.serves(entry) || open(entry));
+        self.stale = self.residency.holds(|entry| !catalogue.serves(entry));
+        self.moved = true;
+        for slot in freed {
+            match executor.unload(slot) {
+                Err(Fault::Refused(reason)) => tracing::warn!(reason, "a slot was not unloaded"),
+                other => other?,
+            }
+        }
+        Ok(())
     }
 
     /// Starts to load an adapter that lies on disk, before its sequence is looked at.
     pub fn prefetch(&mut self, entry: &Arc<Entry>) {
-        if self.residency.place(&entry.name) == Place::Disk
+        if self.residency.place(entry) == Place::Disk
             && let Need::Load = self.residency.want(entry)
         {
             self.loader.load(entry);
@@ -51,18 +87,19 @@ impl Residents {
         let (seconds, label) = (loaded.elapsed.as_secs_f64(), |result| [("result", result)]);
         self.metrics.load_seconds.observe(seconds);
         self.moved = true;
+        self.stale |= !self.catalogue.serves(&loaded.entry);
         match loaded.result {
             Ok(generation) => {
                 tracing::info!(adapter = %name, generation = %generation.id, seconds, "loaded");
                 self.metrics.loads.get_or_create(&label("ok")).inc();
-                self.residency.loaded(generation);
+                self.residency.loaded(&loaded.entry, generation);
                 Ok(())
             }
             Err(message) => {
                 tracing::warn!(adapter = %name, message, "cannot be loaded");
                 self.metrics.loads.get_or_create(&label("error")).inc();
-                self.residency.failed(name);
-                self.pinned.retain(|entry| entry.name != *name);
+                self.residency.failed(&loaded.entry);
+                self.pinned.retain(|entry| entry.id != loaded.entry.id);
                 Err(format!("adapter `{name}` cannot be loaded: {message}"))
             }
         }
@@ -78,20 +115,22 @@ impl Residents {
         fault.map_or(Ok(()), Err)
     }
 
-    /// Tells metrics what moved.
-    pub fn publish(&mut self) {
+    /// Tells metrics and callers what moved.
+    pub fn publish(&mut self, shared: &Shared) {
         if !mem::take(&mut self.moved) {
             return;
         }
-        let level = |entry: &Arc<Entry>| match self.residency.place(&entry.name) {
-            Place::Slot => Some(Level::Slot),
-            Place::Host => Some(Level::Host),
-            Place::Disk | Place::Loading => None,
+        let slots: Vec<&Arc<Entry>> = self.residency.resident().map(|it| it.entry).collect();
+        let level = |entry: &Arc<Entry>| match self.residency.place(entry) {
+            Place::Slot => Level::Slot,
+            _ => Level::Host,
         };
-        let entries = self.catalogue.entries();
-        let resident = entries.filter_map(|entry| Some((entry.name.as_str(), level(entry)?)));
-        self.metrics.set_resident(resident);
+        let host = self.residency.in_host().filter(|entry| level(entry) == Level::Host);
+        let all = slots.iter().copied().chain(host);
+        self.metrics.set_resident(all.map(|entry| (entry.name.as_str(), level(entry))));
         self.metrics.host_bytes.set(self.residency.host_bytes() as i64);
+        let ids = slots.iter().map(|entry| entry.id).collect();
+        shared.resident.store(Arc::new(ids));
     }
 }
 

@@ -4,10 +4,10 @@
 //! phases, of which each takes what the one before left of the step's rows:
 //!
 //! 1. *decode*: running sequences with one token to compute, oldest first. When blocks run out, the
-//!    youngest running sequence gives its blocks back and waits at the head of the queue; it will
-//!    compute them again.
+//!    youngest running sequence gives its blocks back and waits at the head of its priority; it will
+//!    compute them again. Priority says who begins first; who runs is not made to yield to it.
 //! 2. *prefill*: running sequences with more to compute go on in chunks. They have all blocks.
-//! 3. *admission* ([`admission`]): waiting sequences, first come first served.
+//! 3. *admission* ([`admission`]): waiting sequences by priority, then first come first served.
 
 mod admission;
 #[cfg(test)]
@@ -87,6 +87,7 @@ struct Room {
 pub struct Scheduler {
     limits: Limits,
     pool: Pool,
+    /// By priority, the lowest number first; then preempted ones, then by arrival.
     waiting: VecDeque<Sequence>,
     /// In the order of admission.
     running: Vec<Sequence>,
@@ -99,9 +100,11 @@ impl Scheduler {
         Self { limits, pool, waiting: VecDeque::new(), running: Vec::new() }
     }
 
-    /// Puts a new sequence at the end of the queue.
+    /// Puts a new sequence into the queue, behind all of its priority.
     pub fn enqueue(&mut self, sequence: Sequence) {
-        self.waiting.push_back(sequence);
+        let priority = sequence.request.priority;
+        let at = self.waiting.partition_point(|it| it.request.priority <= priority);
+        self.waiting.insert(at, sequence);
     }
 
     /// Plans the next step. Asks `slots` for the adapters of those it admits.
@@ -197,7 +200,9 @@ impl Scheduler {
         let mut youngest = self.running.pop().expect("somebody runs: this is a bug");
         give_back(&mut self.pool, &mut youngest);
         plan.preempted.push(youngest.key);
-        self.waiting.push_front(youngest);
+        let priority = youngest.request.priority;
+        let at = self.waiting.partition_point(|it| it.request.priority < priority);
+        self.waiting.insert(at, youngest);
     }
 
     fn prefill(&mut self, plan: &mut Plan, room: &mut Room) {

@@ -1,4 +1,4 @@
-//! What all routes share: settings, policy, and the replica once it is loaded.
+//! What all routes share: settings, policy, and the replicas once they are loaded.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,19 +10,15 @@ use contract::counts::CollectiveCounts;
 use contract::policy::Policy;
 use contract::policy::builtin::Builtin;
 use contract::policy::deploy::Plugins;
-use contract::policy::replica::Load;
 use contract::policy::subject::Tenant;
-use contract::policy::verdict::Source;
-use engine::handle::Engine;
+use engine::handle::{Engine, Root};
 use prometheus_client::registry::Registry;
 use tokio::sync::Semaphore;
 
+use crate::adapters::Loads;
 use crate::error::ApiError;
-use crate::metrics;
 use crate::places::Places;
-
-/// The name of the replica in this process.
-pub const LOCAL: &str = "local-0";
+use crate::replicas::Replicas;
 
 /// The state of a server. It may be served before there is a replica: routes that need one answer
 /// 503 until [`App::open`].
@@ -45,7 +41,9 @@ pub struct App {
     pub(crate) heavy: Arc<Semaphore>,
     /// Open calls of tenants that may have so many and no more.
     pub(crate) places: Places,
-    replica: OnceLock<Replica>,
+    /// How adapters come while the server runs.
+    pub(crate) loads: Loads,
+    replicas: OnceLock<Replicas>,
     draining: AtomicBool,
     names: Names,
 }
@@ -76,7 +74,8 @@ impl App {
             created: unix_seconds(),
             heavy: Arc::new(Semaphore::new(cores)),
             places: Places::default(),
-            replica: OnceLock::new(),
+            loads: Loads::default(),
+            replicas: OnceLock::new(),
             draining: AtomicBool::new(false),
             names: Names::new(),
         }
@@ -87,34 +86,38 @@ impl App {
         Self { plugins: Some(plugins), registry, ..self }
     }
 
-    /// Starts serving; a second call changes nothing.
-    pub fn open(&self, mut replica: Replica) {
-        metrics::register(&mut replica.registry, replica.counts.clone());
-        let _ = self.replica.set(replica);
+    /// The same server, whose operators and policies may load adapters from below `root`.
+    pub fn with_adapter_root(self, root: Root) -> Self {
+        Self { loads: Loads::below(root), ..self }
     }
 
-    /// The replica that takes new requests.
-    pub(crate) fn replica(&self) -> Result<&Replica, ApiError> {
+    /// Starts serving; a second call changes nothing.
+    pub fn open(&self, replicas: Replicas) {
+        let _ = self.replicas.set(replicas);
+    }
+
+    /// The replicas that take new requests.
+    pub(crate) fn replicas(&self) -> Result<&Replicas, ApiError> {
         if self.draining.load(Ordering::Relaxed) {
             return Err(ApiError::Draining);
         }
-        match self.replica.get() {
+        match self.replicas.get() {
             None => Err(ApiError::Starting),
-            Some(replica) if replica.engine.is_dead() => Err(ApiError::Dead),
-            Some(replica) => Ok(replica),
+            Some(replicas) if replicas.is_dead() => Err(ApiError::Dead),
+            Some(replicas) => Ok(replicas),
         }
     }
 
-    /// The replica whether it takes requests or not, for those who only look.
-    pub(crate) fn loaded(&self) -> Option<&Replica> {
-        self.replica.get()
+    /// The replicas whether they take requests or not, for those who only look.
+    pub(crate) fn loaded(&self) -> Option<&Replicas> {
+        self.replicas.get()
     }
 
     /// Takes nothing new from now on.
     pub(crate) fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
-        if let Some(replica) = self.replica.get() {
-            replica.engine.drain();
+        if let Some(replicas) = self.replicas.get() {
+            replicas.drain();
         }
     }
 
@@ -126,23 +129,6 @@ impl App {
     /// A number that nobody can foresee.
     pub(crate) fn random(&self) -> u64 {
         self.names.random()
-    }
-
-    /// How busy the replicas are together.
-    pub(crate) fn load(&self) -> Result<Load, ApiError> {
-        let engine = &self.replica()?.engine;
-        let load = engine.load();
-        Ok(Load {
-            running: load.running as u32,
-            waiting: load.waiting as u32,
-            queue_max: load.queue_max as u32,
-            kv_used: load.kv_used(),
-        })
-    }
-
-    /// Loads the adapter `name` from where a policy says it lies.
-    pub(crate) async fn load_adapter(&self, name: &str, _: Source) -> Result<(), ApiError> {
-        Err(ApiError::ModelNotFound(name.to_owned()))
     }
 }
 

@@ -6,8 +6,10 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use contract::policy::deploy::DeployError;
 use contract::policy::verdict::Denied;
-use engine::handle::SubmitError;
+use engine::handle::{RootError, SubmitError};
 use serde_json::{Value, json};
+
+use crate::adapters::AdapterError;
 
 /// A call that got no answer. The text is for the caller.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +49,9 @@ pub enum ApiError {
              file as `application/json`"
     )]
     PluginType(String),
+    /// An adapter was not loaded or unloaded.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
     /// A plugin stays as it was.
     #[error(transparent)]
     Deploy(#[from] DeployError),
@@ -139,6 +144,7 @@ impl ApiError {
                 Class::request(S::BAD_REQUEST, Some("unsupported_parameter")).about(param)
             }
             Self::Json(_) | Self::BodyCut(_) => Class::request(S::BAD_REQUEST, None),
+            Self::Adapter(error) => adapter_class(error),
             Self::Deploy(error) => deploy_class(error),
             Self::ContentType(_) | Self::PluginType(_) => {
                 Class::request(S::UNSUPPORTED_MEDIA_TYPE, None)
@@ -184,6 +190,24 @@ fn denied_class(denied: &Denied) -> Class<'_> {
         _ => "permission_error",
     };
     Class::new(status, kind, Some(&denied.code))
+}
+
+/// Types are vLLM's.
+fn adapter_class(error: &AdapterError) -> Class<'static> {
+    use StatusCode as S;
+    let invalid = |code| Class::new(S::BAD_REQUEST, "InvalidUserInput", Some(code));
+    match error {
+        AdapterError::Closed => {
+            Class::new(S::FORBIDDEN, "permission_error", Some("adapters_closed"))
+        }
+        AdapterError::Incomplete | AdapterError::Nameless => invalid("incomplete"),
+        AdapterError::Base(_) | AdapterError::Taken(_) => invalid("name_taken"),
+        AdapterError::Root(RootError::Outside(_)) => invalid("adapter_path_forbidden"),
+        AdapterError::Refused(_) => invalid("adapter_refused"),
+        AdapterError::Unknown(_) | AdapterError::Root(RootError::Absent(_)) => {
+            Class::new(S::NOT_FOUND, "NotFoundError", Some("adapter_not_found"))
+        }
+    }
 }
 
 fn deploy_class(error: &DeployError) -> Class<'static> {

@@ -18,10 +18,11 @@ use crate::answer::opened::{Choice, Opened};
 use crate::answer::source::Source;
 use crate::answer::stream::EventStream;
 use crate::answer::whole::whole;
-use crate::app::{App, LOCAL};
+use crate::app::App;
 use crate::error::ApiError;
 use crate::gate::JsonBytes;
 use crate::hooks::{Consulted, admit, check_leaks, consult, introduce, select};
+use crate::replicas::choose;
 use crate::request::draft::Draft;
 use crate::request::fields::Fields;
 use crate::request::job::{Asker, Job};
@@ -59,7 +60,7 @@ async fn generate(
     (Extension(accepted), JsonBytes(body)): Ask,
     read: Read,
 ) -> Result<Response, ApiError> {
-    let text = Arc::clone(app.replica()?.engine.text());
+    let text = Arc::clone(app.replicas()?.text());
     let weight = body.len();
     let mut draft = read_draft(&app, &accepted, &text, body, read).await?;
     let weight = match consult(&app, &accepted, &mut draft, &text).await? {
@@ -72,8 +73,7 @@ async fn generate(
                 .await;
         }
     };
-    let engine = app.replica()?.engine.clone();
-    let adapter = select(&app, &accepted, &engine).await?;
+    let adapter = select(&app, &accepted).await?;
     check_leaks(&app, &accepted, &draft)?;
     let encode = {
         let text = Arc::clone(&text);
@@ -84,7 +84,7 @@ async fn generate(
     let id = Arc::clone(&accepted.call().id);
     let asker = Asker { id: &id, adapter, random: app.random(), admission };
     let deadline = accepted.call().deadline.shortened(asker.admission.deadline);
-    let choices = submit(&app, &accepted, &job, &asker)?;
+    let choices = submit(&app, &accepted, &job, &asker).await?;
     answer(&app, Opened::new(accepted, text, job, choices, deadline)).await
 }
 
@@ -106,20 +106,17 @@ async fn read_draft(
 }
 
 /// Hands a job to a replica.
-fn submit(
+async fn submit(
     app: &App,
     accepted: &Accepted,
     job: &Job,
     asker: &Asker<'_>,
 ) -> Result<Vec<Choice>, ApiError> {
-    let tickets = job.submit(&app.replica()?.engine, asker)?;
-    accepted.note(|completion| completion.replica = Some(LOCAL.to_owned()));
     let subject = accepted.subject();
-    let choice = |(index, ticket)| {
-        let filter = app.policy.filter(&subject, index);
-        Choice { source: Source::Local(ticket), filter }
-    };
-    Ok((0..).zip(tickets).map(choice).collect())
+    let taken = choose::submit(app.replicas()?, &*app.policy, &subject, job, asker).await?;
+    accepted.note(|completion| completion.replica = Some(taken.replica));
+    let choice = |(index, source)| Choice { source, filter: app.policy.filter(&subject, index) };
+    Ok((0..).zip(taken.sources).map(choice).collect())
 }
 
 async fn answer(app: &App, opened: Opened) -> Result<Response, ApiError> {
@@ -144,14 +141,14 @@ async fn look_up(
     (Extension(accepted), JsonBytes(body)): Ask,
     answer: fn(&Fields<'_>, &Engine) -> Result<Value, ApiError>,
 ) -> Result<Json<Value>, ApiError> {
-    let engine = app.replica()?.engine.clone();
+    let engine = app.replicas()?.first().clone();
     let look = {
         let (app, engine) = (Arc::clone(&app), engine.clone());
         move |fields: &Fields<'_>| Ok((model(&app, fields)?, answer(fields, &engine)?))
     };
     let (model, answer) = read_body(&app, body, look).await?;
     accepted.learn(|subject| subject.model = model);
-    select(&app, &accepted, &engine).await?;
+    select(&app, &accepted).await?;
     Ok(Json(answer))
 }
 

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use contract::policy::subject::Subject;
 use contract::policy::verdict::{Admission, RequestVerdict, Selection};
-use engine::handle::Engine;
 use engine::text::Text;
 
 use crate::accepted::Accepted;
@@ -72,16 +71,12 @@ pub async fn consult(
 
 /// The adapter that answers, `None` for the base. One that was refused at start passes: the engine
 /// says why it cannot be served.
-pub async fn select(
-    app: &App,
-    accepted: &Accepted,
-    engine: &Engine,
-) -> Result<Option<String>, ApiError> {
+pub async fn select(app: &App, accepted: &Accepted) -> Result<Option<String>, ApiError> {
     let subject = accepted.subject();
     let Selection::Adapter(name) = app.policy.select_adapter(&subject).await? else {
         return Ok(None);
     };
-    if !known(engine, &name) {
+    if !app.replicas()?.knows(&name) {
         let source = app.policy.resolve_adapter(&subject, &name).await?;
         let source = source.ok_or_else(|| ApiError::ModelNotFound(subject.model.clone()))?;
         app.load_adapter(&name, source).await?;
@@ -90,16 +85,11 @@ pub async fn select(
     Ok(Some(name))
 }
 
-fn known(engine: &Engine, name: &str) -> bool {
-    let catalogue = engine.catalogue();
-    catalogue.get(name).is_ok() || catalogue.refused().any(|refused| refused.name == name)
-}
-
 /// Asks whether the request may run, and how it waits.
 pub async fn admit(app: &App, accepted: &Accepted, job: &Job) -> Result<Admission, ApiError> {
     let tokens: usize = job.prompts.iter().map(|prompt| prompt.tokens.len()).sum();
     accepted.learn(|subject| subject.prompt_tokens = tokens as u32);
-    let load = app.load()?;
+    let load = app.replicas()?.load();
     Ok(app.policy.admit(&accepted.subject(), &load).await?)
 }
 

@@ -4,6 +4,7 @@
 //! writes what comes back.
 
 mod accepted;
+mod adapters;
 mod admin;
 mod answer;
 pub mod app;
@@ -15,6 +16,7 @@ mod metrics;
 mod models;
 mod openapi;
 mod places;
+pub mod replicas;
 mod request;
 mod routes;
 mod serve;

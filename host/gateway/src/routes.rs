@@ -11,7 +11,7 @@ use axum::routing::{MethodRouter, get, post};
 use crate::admin::COMPONENT_BYTES_MAX;
 use crate::app::App;
 use crate::error::ApiError;
-use crate::{admin, gate, generate, metrics, models, openapi};
+use crate::{adapters, admin, gate, generate, metrics, models, openapi};
 
 type Route = (&'static str, MethodRouter<Arc<App>>);
 
@@ -36,6 +36,8 @@ pub fn admin() -> Vec<Route> {
         ("/admin/plugins/{name}/rollback", post(admin::roll_back)),
         ("/admin/replicas", get(admin::replicas)),
         ("/admin/adapters", get(admin::adapters)),
+        ("/v1/load_lora_adapter", post(adapters::load)),
+        ("/v1/unload_lora_adapter", post(adapters::unload)),
     ]
 }
 
@@ -69,14 +71,14 @@ pub fn router(app: Arc<App>) -> Router {
 /// Live: the process answers, and its ranks are not lost.
 async fn health(State(app): State<Arc<App>>) -> Result<StatusCode, ApiError> {
     match app.loaded() {
-        Some(replica) if replica.engine.is_dead() => Err(ApiError::Dead),
+        Some(replicas) if replicas.is_dead() => Err(ApiError::Dead),
         _ => Ok(StatusCode::OK),
     }
 }
 
 /// Ready: a request would be taken.
 async fn ready(State(app): State<Arc<App>>) -> Result<StatusCode, ApiError> {
-    app.replica().map(|_| StatusCode::OK)
+    app.replicas().map(|_| StatusCode::OK)
 }
 
 async fn unknown_path(request: Request) -> ApiError {

@@ -4,7 +4,8 @@ use std::sync::{Arc, Weak};
 
 use contract::policy::replica::{AdapterRow, ReplicaRow, Surroundings};
 
-use crate::app::{App, LOCAL};
+use crate::app::App;
+use crate::replicas::Replicas;
 
 /// A server as its policies see it. It does not keep the server: the server keeps its policies.
 pub struct View(Weak<App>);
@@ -23,7 +24,7 @@ impl Surroundings for View {
 
     fn adapter_exists(&self, name: &str) -> bool {
         let Some(app) = self.0.upgrade() else { return false };
-        app.loaded().is_some_and(|replica| replica.engine.catalogue().get(name).is_ok())
+        app.loaded().is_some_and(|replicas| replicas.catalogue().get(name).is_ok())
     }
 
     fn replicas(&self) -> Vec<ReplicaRow> {
@@ -32,29 +33,18 @@ impl Surroundings for View {
 
     fn count_tokens(&self, text: &str) -> u32 {
         let Some(app) = self.0.upgrade() else { return 0 };
-        let Some(replica) = app.loaded() else { return 0 };
-        let tokens = replica.engine.text().encode(text, false);
+        let Some(replicas) = app.loaded() else { return 0 };
+        let tokens = replicas.text().encode(text, false);
         tokens.map_or(0, |tokens| tokens.len() as u32)
     }
 }
 
 /// Adapters that can be asked for, by name.
 pub fn adapters(app: &App) -> Vec<AdapterRow> {
-    let Some(replica) = app.loaded() else { return Vec::new() };
-    let row =
-        |name: &str, lora_rank| AdapterRow { name: name.to_owned(), lora_rank, resident: false };
-    let entries = replica.engine.catalogue().entries();
-    entries.map(|entry| row(&entry.name, entry.lora_rank as u32)).collect()
+    app.loaded().map(Replicas::adapters).unwrap_or_default()
 }
 
 /// Replicas in their order.
 pub fn replicas(app: &App) -> Vec<ReplicaRow> {
-    let Some(replica) = app.loaded() else { return Vec::new() };
-    let load = replica.engine.load();
-    vec![ReplicaRow {
-        name: LOCAL.to_owned(),
-        healthy: app.replica().is_ok(),
-        running: load.running as u32,
-        waiting: load.waiting as u32,
-    }]
+    app.loaded().map(Replicas::rows).unwrap_or_default()
 }

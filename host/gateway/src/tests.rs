@@ -6,10 +6,12 @@ mod script;
 mod scripted;
 mod server;
 
+mod adapters;
 mod admin;
 mod conduct;
 mod hooks;
 mod refusals;
+mod replicas;
 mod routes;
 mod streams;
 mod whole;

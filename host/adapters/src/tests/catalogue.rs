@@ -4,9 +4,10 @@ use std::fs;
 use std::path::Path;
 
 use contract::adapter::Kind;
+use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-use crate::catalogue::{Catalogue, CatalogueError, Named, Sources, Unavailable};
+use crate::catalogue::{Catalogue, CatalogueError, ChangeError, Named, Sources, Unavailable};
 use crate::residency::Limits;
 use crate::tests::fixture::*;
 
@@ -38,16 +39,16 @@ fn a_folder_is_listed_with_its_reasons() {
     let catalogue = open(Some(dir.path()), &[], LIMITS).unwrap();
     let entries: Vec<_> = catalogue.entries().collect();
     assert_eq!(entries.len(), 1);
-    let entry = entries[0];
+    let entry = &entries[0];
     assert_eq!((&*entry.name, entry.lora_rank, entry.pinned), ("sql", 8, false));
     assert_eq!(entry.kind, Kind::BlockDiagonal { blocks: 2 });
-    let refused: Vec<_> = catalogue.refused().map(|refused| &*refused.name).collect();
+    let refused: Vec<_> = catalogue.refused().map(|refused| refused.name.clone()).collect();
     assert_eq!(refused, ["no-config", "wide"]);
 
     assert!(matches!(catalogue.get("notes"), Err(Unavailable::Unknown)));
     let why = catalogue.get("wide").unwrap_err().to_string();
     assert!(why.contains("[4, 80]") && why.contains("[4, 64] would do"), "{why}");
-    let generation = catalogue.load(catalogue.get("sql").unwrap()).unwrap();
+    let generation = catalogue.load(&catalogue.get("sql").unwrap()).unwrap();
     assert_eq!((&*generation.name, generation.bytes()), ("sql", entry.bytes));
 }
 
@@ -109,7 +110,7 @@ fn a_folder_written_again_is_another_generation_or_refused() {
     place(&dir, "sql", &folder);
     let catalogue = open(Some(dir.path()), &[], LIMITS).unwrap();
     let entry = catalogue.get("sql").unwrap();
-    let before = catalogue.load(entry).unwrap();
+    let before = catalogue.load(&entry).unwrap();
 
     let replace = |folder: &Folder| {
         fs::remove_dir_all(dir.path().join("sql")).unwrap();
@@ -118,8 +119,69 @@ fn a_folder_written_again_is_another_generation_or_refused() {
     };
     folder.tensors.values_mut().next().unwrap().values[0] += 1.0;
     replace(&folder);
-    assert_ne!(catalogue.load(entry).unwrap().id, before.id);
+    assert_ne!(catalogue.load(&entry).unwrap().id, before.id);
     replace(&Folder::new(&LLAMA, 16, BLOCKS, 2));
-    let error = catalogue.load(entry).unwrap_err().to_string();
+    let error = catalogue.load(&entry).unwrap_err().to_string();
     assert!(error.contains("restart"), "{error}");
+}
+
+#[test]
+fn adapters_come_and_go_while_the_catalogue_serves() {
+    let dir = TempDir::new().unwrap();
+    place(&dir, "sql", &Folder::new(&LLAMA, 8, BLOCKS, 2));
+    place(&dir, "chat", &Folder::new(&LLAMA, 16, PLAIN, 1));
+    place(&dir, "wide", &Folder::new(&base(80, 96, [8, 4, 10]), 4, PLAIN, 1));
+    let [sql, chat, wide] = ["sql", "chat", "wide"].map(|name| dir.path().join(name));
+    let catalogue = open(None, &[named("a", &sql, true)], LIMITS).unwrap();
+
+    let added = catalogue.add("b", &chat, false, None).unwrap();
+    assert_eq!(catalogue.get("b").unwrap(), added);
+    assert!(matches!(catalogue.add("b", &sql, false, None), Err(ChangeError::Taken(_))));
+    let error = catalogue.add("b", &wide, true, None).unwrap_err().to_string();
+    assert!(error.contains("[4, 64] would do"), "{error}");
+    assert!(catalogue.serves(&added), "a bad one replaces nothing");
+
+    let replaced = catalogue.add("b", &sql, true, None).unwrap();
+    assert!(catalogue.serves(&replaced) && !catalogue.serves(&added));
+    assert_eq!((replaced.lora_rank, replaced.pinned), (8, false));
+    assert!(catalogue.add("a", &chat, true, None).unwrap().pinned, "it stays pinned");
+    catalogue.remove("b").unwrap();
+    assert!(matches!(catalogue.remove("b"), Err(ChangeError::Unknown(_))));
+    assert!(!catalogue.serves(&replaced));
+    assert_eq!(catalogue.load(&replaced).unwrap().lora_rank, 8, "who has it can use it");
+}
+
+#[test]
+fn an_adapter_that_could_get_no_slot_is_not_added() {
+    let dir = TempDir::new().unwrap();
+    place(&dir, "sql", &Folder::new(&LLAMA, 8, BLOCKS, 2));
+    let path = dir.path().join("sql");
+    let limits = Limits { slots_max: 1, ..LIMITS };
+    let catalogue = open(None, &[named("a", &path, true)], limits).unwrap();
+    assert!(matches!(
+        catalogue.add("b", &path, false, None),
+        Err(ChangeError::Slots { slots_max: 1 })
+    ));
+    catalogue.add("a", &path, true, None).unwrap();
+    catalogue.remove("a").unwrap();
+    catalogue.add("b", &path, false, None).unwrap();
+}
+
+#[test]
+fn weights_that_hash_to_something_else_are_not_served() {
+    let dir = TempDir::new().unwrap();
+    place(&dir, "sql", &Folder::new(&LLAMA, 8, BLOCKS, 2));
+    let path = dir.path().join("sql");
+    let catalogue = open(None, &[], LIMITS).unwrap();
+    let file = path.join("adapter_model.safetensors");
+    let sha256 = format!("{:X}", Sha256::digest(fs::read(&file).unwrap()));
+    let error = catalogue.add("sql", &path, false, Some(&sha256[1..])).unwrap_err().to_string();
+    assert!(error.contains("SHA-256"), "{error}");
+    let entry = catalogue.add("sql", &path, false, Some(&sha256)).unwrap();
+    catalogue.load(&entry).unwrap();
+    let mut bytes = fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&file, bytes).unwrap();
+    let error = catalogue.load(&entry).unwrap_err().to_string();
+    assert!(error.contains("SHA-256"), "it was changed after it was checked: {error}");
 }

@@ -19,7 +19,7 @@ const SHARDINGS: [PlainSharding; 2] = [PlainSharding::Replicated, PlainSharding:
 fn load(folder: &Path, group: &Group) -> Generation {
     let checked = Checked::open(folder, group).unwrap();
     let bytes = checked.plan.bytes(group);
-    let generation = checked.compile("it", group).unwrap();
+    let generation = checked.compile("it", group, None).unwrap();
     assert_eq!(bytes, generation.bytes(), "the plan knows the size before any data is read");
     generation
 }

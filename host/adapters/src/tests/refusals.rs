@@ -14,7 +14,7 @@ use crate::{manifest, weights};
 
 fn load(folder: &Path) -> Result<(), AdapterError> {
     let group = group(LLAMA, 2);
-    Checked::open(folder, &group)?.compile("it", &group).map(drop)
+    Checked::open(folder, &group)?.compile("it", &group, None).map(drop)
 }
 
 #[track_caller]
@@ -142,7 +142,7 @@ fn a_file_that_shrinks_while_it_is_read_is_refused() {
         .open(folder.path().join(weights::FILE))
         .and_then(|file| file.set_len(9000))
         .unwrap();
-    let error = checked.compile("it", &group).unwrap_err().to_string();
+    let error = checked.compile("it", &group, None).unwrap_err().to_string();
     assert!(error.contains("adapter_model.safetensors"), "{error}");
 }
 

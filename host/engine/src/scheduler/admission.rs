@@ -1,4 +1,5 @@
-//! Who leaves the queue: first come first served, but for those whose adapter is not there yet.
+//! Who leaves the queue: by priority, then first come first served, but for those whose adapter is
+//! not there yet.
 //!
 //! A sequence that waits for its adapter is overtaken by those behind it that can run. While it
 //! waits for a *slot*, every overtaker with an adapter may keep a slot busy that it could have had,
@@ -179,6 +180,6 @@ struct Drain {
 
 impl Drain {
     fn admits(&self, adapter: &Entry) -> bool {
-        adapter.pinned || self.open.iter().any(|open| open.name == adapter.name)
+        adapter.pinned || self.open.iter().any(|open| open.id == adapter.id)
     }
 }

@@ -15,6 +15,7 @@ struct Arrival {
     max_tokens: u32,
     adapter: Option<usize>,
     prompt_logprobs: bool,
+    priority: i32,
     cancelled_after: Option<usize>,
 }
 
@@ -38,12 +39,21 @@ fn arrival(context_max: usize) -> impl Strategy<Value = Arrival> {
         0..12u32,
         adapter,
         prop::bool::weighted(0.2),
+        -1..2i32,
         prop::option::weighted(0.2, 0..20usize),
     )
         .prop_map(
-            move |(after, prompt, max_tokens, adapter, prompt_logprobs, cancelled_after)| {
-                let max_tokens = max_tokens.min((context_max - prompt.len()) as u32);
-                Arrival { after, prompt, max_tokens, adapter, prompt_logprobs, cancelled_after }
+            move |(after, prompt, tokens, adapter, prompt_logprobs, priority, cancelled_after)| {
+                let max_tokens = tokens.min((context_max - prompt.len()) as u32);
+                Arrival {
+                    after,
+                    prompt,
+                    max_tokens,
+                    adapter,
+                    prompt_logprobs,
+                    priority,
+                    cancelled_after,
+                }
             },
         )
 }
@@ -93,6 +103,7 @@ fn check(scenario: &Scenario) {
     let mut cancels = Vec::new();
     for arrival in &scenario.arrivals {
         let mut request = request(&arrival.prompt, arrival.max_tokens);
+        request.priority = arrival.priority;
         request.prompt_logprobs = arrival.prompt_logprobs.then_some(1);
         let key = world.submit_request(request, arrival.adapter);
         cancels.extend(arrival.cancelled_after.map(|after| (world.steps + after, key)));

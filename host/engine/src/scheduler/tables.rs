@@ -1,5 +1,7 @@
 //! Scheduler tests that say what is planned, case by case.
 
+use contract::request::Request;
+
 use crate::scheduler::Limits;
 use crate::scheduler::world::{Adapters, World, expected, request};
 
@@ -44,6 +46,53 @@ fn sequences_are_admitted_in_order_up_to_the_bound() {
     world.step();
     world.step();
     assert_eq!(world.rows, keys[4..].iter().map(|key| (*key, 2)).collect::<Vec<_>>());
+}
+
+#[test]
+fn lower_priorities_are_admitted_first_and_equals_in_order() {
+    let mut world = world(Limits { sequences_max: 1, ..limits(32) });
+    let keys = [5, 0, -3, 0, 5, -3].map(|priority| {
+        let request = Request { priority, ..request(&[0, 1], 1) };
+        world.submit_request(request, None)
+    });
+    world.finish(20);
+    let mut order = keys;
+    order.sort_by_key(|key| world.admitted[key]);
+    assert_eq!(order, [2, 5, 1, 3, 0, 4].map(|at: usize| keys[at]));
+}
+
+#[test]
+fn who_gives_way_waits_at_the_head_of_its_priority() {
+    let mut world = world(Limits { prefix_cache: false, ..limits(4) });
+    let urgent = |prompt| Request { priority: -1, ..request(prompt, 1) };
+    world.submit(&[0, 1, 2, 0, 1, 2], 9, None);
+    let young = world.submit(&[2, 1, 0, 2, 1, 0], 9, None);
+    world.step();
+    let late = world.submit(&[1; 14], 1, None);
+    while world.plan.preempted.is_empty() {
+        world.step();
+    }
+    let first = world.submit_request(urgent(&[2; 14]), None);
+    let order: Vec<_> = world.scheduler.waiting().map(|it| it.key).collect();
+    assert_eq!(order, [first, young, late]);
+    world.finish(40);
+    assert_eq!(world.outputs[&young], expected(&[2, 1, 0, 2, 1, 0], 9));
+}
+
+#[test]
+fn an_urgent_sequence_waits_for_a_slot_no_longer_than_others() {
+    let mut world = world(limits(64));
+    let mut late = None;
+    for step in 0..60 {
+        world.submit(&[0, 1], 4, Some(step % 2));
+        world.step();
+        if step == 5 {
+            let request = Request { priority: -1, ..request(&[2, 2], 2) };
+            late = Some(world.submit_request(request, Some(2)));
+        }
+    }
+    let waited = world.admitted[&late.unwrap()] - 6;
+    assert!(waited <= 3 + 2 * 4 + 2, "{waited} steps");
 }
 
 #[test]

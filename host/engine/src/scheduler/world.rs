@@ -103,6 +103,7 @@ impl World {
         let key = |share: &Share| self.scheduler.running()[share.at].key;
         self.rows = shares.map(|share| (key(share), share.rows)).collect();
         self.check_plan();
+        self.check_order();
         self.check_blocks();
     }
 
@@ -177,6 +178,19 @@ impl World {
         }
     }
 
+    /// The queue is sorted by priority, and nobody who could run was passed by one behind them.
+    fn check_order(&self) {
+        let priority = |it: &Sequence| it.request.priority;
+        assert!(self.scheduler.waiting().is_sorted_by_key(priority));
+        let ready = |it: &&Sequence| it.adapter.is_none() || it.lease.is_some();
+        let Some(first) = self.scheduler.waiting().find(ready) else { return };
+        for admission in &self.plan.admitted {
+            let running = self.scheduler.running().iter();
+            let mut admitted = running.filter(|it| it.key == admission.key);
+            assert!(admitted.all(|it| priority(it) <= priority(first)), "{}", first.key);
+        }
+    }
+
     /// Held blocks and free ones are all blocks, and nobody writes into a shared one.
     fn check_blocks(&self) {
         let mut holders: HashMap<BlockId, usize> = HashMap::new();
@@ -222,7 +236,8 @@ impl Adapters {
             if self.loading[at].0 == 0 {
                 let (_, entry) = self.loading.remove(at);
                 self.loads = self.loads.wrapping_add(1);
-                self.residency.loaded(Arc::new(generation(&entry.name, self.loads)));
+                let generation = generation(&entry.name, self.loads);
+                self.residency.loaded(&entry, Arc::new(generation));
             }
         }
     }
@@ -245,6 +260,7 @@ pub fn request(prompt: &[u32], max_tokens: u32) -> Request {
     Request {
         id: String::new(),
         adapter: None,
+        priority: 0,
         prompt: prompt.into(),
         sampling: Arc::default(),
         seed: 0,
@@ -259,12 +275,14 @@ pub fn request(prompt: &[u32], max_tokens: u32) -> Request {
 
 fn entry(at: usize) -> Entry {
     Entry {
+        id: at as u64,
         name: format!("adapter-{at}"),
         path: PathBuf::new(),
         kind: Kind::Plain,
         lora_rank: 1,
         bytes: 1,
         pinned: false,
+        sha256: None,
     }
 }
 

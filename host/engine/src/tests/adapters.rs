@@ -1,12 +1,14 @@
 //! Adapters: mixed, evicted, refused, gone.
 
 use std::fs;
+use std::path::PathBuf;
 
 use contract::request::{Finish, Request};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 
-use crate::tests::fixture::{Script, Setup, eventually, goldens, read, request, run};
+use crate::handle::SubmitError;
+use crate::tests::fixture::{Script, Setup, eventually, goldens, read, refusal, request, run};
 
 fn with(adapter: &str, prompt: &str) -> Request {
     Request { adapter: Some(adapter.into()), ..request(prompt, 12) }
@@ -101,4 +103,94 @@ async fn metrics_tell_who_lies_where() {
         let line = format!("{name}{{{labels}{more}{value}");
         assert!(shown.contains(&line), "{line} is missing from\n{shown}");
     }
+}
+
+/// Folder of an adapter of the goldens.
+fn folder(name: &str) -> PathBuf {
+    goldens().join("adapters").join(name)
+}
+
+#[tokio::test]
+async fn an_adapter_that_is_unloaded_finishes_what_it_began_and_is_freed_then() {
+    let (setup, turnstile) = Setup::default().with_turnstile();
+    let (engine, metrics) = setup.start_with_metrics();
+    let running = engine.submit(with("bd2", "x")).unwrap();
+    turnstile.send(()).unwrap();
+    eventually("it is in a slot", || engine.is_resident("bd2"));
+    let waiting = engine.submit(with("plain", "x")).unwrap();
+    for name in ["bd2", "plain"] {
+        engine.catalogue().remove(name).unwrap();
+    }
+    engine.catalogue_changed();
+    assert!(!engine.is_resident("bd2"), "nobody can ask for it");
+    let unknown = SubmitError::UnknownAdapter { name: "bd2".into() };
+    assert_eq!(refusal(&engine, with("bd2", "x")), unknown);
+    assert!(metrics.adapters.host_bytes.get() > 0);
+    drop(turnstile);
+    for ticket in [running, waiting] {
+        let told = read(ticket).await;
+        assert_eq!((told.tokens.len(), told.finish), (12, Finish::Length));
+    }
+    eventually("host memory is free", || metrics.adapters.host_bytes.get() == 0);
+}
+
+#[tokio::test]
+async fn an_idle_adapter_is_freed_at_once() {
+    let (engine, metrics) = Setup::default().start_with_metrics();
+    run(&engine, with("bd2", "x")).await;
+    engine.catalogue().remove("bd2").unwrap();
+    engine.catalogue_changed();
+    eventually("host memory is free", || metrics.adapters.host_bytes.get() == 0);
+}
+
+#[tokio::test]
+async fn a_name_that_is_replaced_serves_the_new_adapter_and_the_old_one_ends_as_it_began() {
+    let alone = |name| async move { run(&Setup::default().start(), with(name, "who?")).await.text };
+    let (old, new) = (alone("bd2").await, alone("bd4").await);
+    let (setup, turnstile) = Setup { pinned: Some("bd2"), ..Setup::default() }.with_turnstile();
+    let (engine, metrics) = setup.start_with_metrics();
+    let before = engine.submit(with("bd2", "who?")).unwrap();
+    turnstile.send(()).unwrap();
+    eventually("it is in a slot", || engine.is_resident("bd2"));
+    engine.catalogue().add("bd2", &folder("bd4"), true, None).unwrap();
+    engine.catalogue_changed();
+    let after = engine.submit(with("bd2", "who?")).unwrap();
+    drop(turnstile);
+    assert_eq!(read(before).await.text, old);
+    assert_eq!(read(after).await.text, new);
+    engine.idle().await;
+    eventually("the new one is pinned", || engine.is_resident("bd2"));
+    let bytes = engine.catalogue().get("bd2").unwrap().bytes as i64;
+    eventually("the old one is freed", || metrics.adapters.host_bytes.get() == bytes);
+}
+
+#[tokio::test]
+async fn an_adapter_that_is_added_can_be_asked_for_at_once() {
+    let engine = Setup::default().start();
+    engine.catalogue().add("new", &folder("plain"), false, None).unwrap();
+    let plain = run(&engine, with("plain", "who?")).await.text;
+    assert_eq!(run(&engine, with("new", "who?")).await.text, plain);
+}
+
+#[tokio::test]
+async fn columns_for_scores_tell_load_residency_and_likely_hits() {
+    let engine = Setup::default().start();
+    let asked = with("bd2", "who are you and who am I?");
+    let prompt = asked.prompt.clone();
+    assert!(!engine.is_resident("bd2") && !engine.is_resident("nobody"));
+    assert_eq!(engine.prefix_hit(Some("bd2"), &prompt), 0.0);
+    let told = run(&engine, asked.clone()).await;
+    assert_eq!(told.cached_tokens, 0);
+    engine.idle().await;
+    assert!(engine.is_resident("bd2") && !engine.is_resident("plain"));
+    let hit = engine.prefix_hit(Some("bd2"), &prompt);
+    let told = run(&engine, asked).await;
+    assert_eq!(hit, told.cached_tokens as f32 / prompt.len() as f32);
+    assert!(hit > 0.0);
+    assert_eq!(engine.prefix_hit(None, &prompt), 0.0, "the base has its own");
+    assert_eq!(engine.prefix_hit(Some("nobody"), &prompt), 0.0);
+    engine.idle().await;
+    let load = engine.load();
+    assert_eq!((load.running, load.waiting, load.queue_max), (0, 0, 64));
+    eventually("blocks are free", || engine.load().kv_used() == 0.0);
 }

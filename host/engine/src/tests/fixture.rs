@@ -179,7 +179,7 @@ impl Setup {
     }
 
     pub fn start_with_metrics(self) -> (Engine, Arc<Metrics>) {
-        let metrics = Arc::new(Metrics::new("tiny", 512));
+        let metrics = Arc::new(Metrics::new("tiny", 0, 512));
         let catalogue = self.catalogue();
         let executor =
             Scripted { cache: HashMap::new(), slots: HashMap::new(), script: self.script };
@@ -240,6 +240,7 @@ pub fn request(prompt: &str, max_tokens: u32) -> Request {
     Request {
         id: "test".into(),
         adapter: None,
+        priority: 0,
         prompt: text_side().encode(prompt, false).unwrap().into(),
         sampling: Arc::new(Sampling { temperature: 0.0, ..Sampling::default() }),
         seed: 7,

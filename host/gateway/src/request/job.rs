@@ -74,6 +74,13 @@ pub struct Asker<'a> {
 }
 
 impl Job {
+    /// Tokens that a choice may have at most, in a context of `context_max`.
+    pub fn max_tokens(&self, context_max: usize) -> u32 {
+        let longest = self.prompts.iter().map(|prompt| prompt.tokens.len()).max();
+        let room = context_max.saturating_sub(longest.unwrap_or_default()) as u32;
+        self.manner.max_tokens.unwrap_or(room)
+    }
+
     /// Hands every choice to the engine, in the order of their indices, or none.
     pub fn submit(&self, engine: &Engine, asker: &Asker<'_>) -> Result<Vec<Ticket>, ApiError> {
         let indices = 0..self.prompts.len() * self.n;
@@ -93,6 +100,7 @@ impl Job {
         Request {
             id: format!("{}-{index}", asker.id),
             adapter: asker.adapter.clone(),
+            priority: asker.admission.priority,
             prompt: prompt.clone(),
             sampling: manner.sampling.clone(),
             seed,

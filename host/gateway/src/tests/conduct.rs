@@ -156,7 +156,7 @@ async fn a_draining_server_ends_what_runs_and_takes_nothing_new() {
     .await;
     running(&server, 1).await;
     let (app, stopped) = (server.app.clone(), server.stop());
-    until("it drains", || app.replica().is_err()).await;
+    until("it drains", || app.replicas().is_err()).await;
     for reply in [get(address, "/ready").await, post(address, TEXT, &json!({"prompt": "Hi"})).await]
     {
         assert_eq!((reply.error().0, reply.error().3), (503, json!("draining")));

@@ -68,8 +68,8 @@ async fn metrics_count_collectives_by_purpose_and_requests() {
     assert!(reply.header("content-type").starts_with("application/openmetrics-text"));
     for line in [
         "# TYPE drystone_collectives counter",
-        "drystone_collectives_total{purpose=\"base\"} 2",
-        "drystone_collectives_total{purpose=\"lora\"} 0",
+        "drystone_collectives_total{engine=\"0\",purpose=\"base\"} 2",
+        "drystone_collectives_total{engine=\"0\",purpose=\"lora\"} 0",
         "vllm:generation_tokens_total{model_name=\"base\",engine=\"0\"} 16",
         "# EOF",
     ] {

@@ -58,7 +58,7 @@ impl Default for Bounds {
 
 /// An engine with the golden Llama's tokenizer and adapters `sql` and `shout`. Folders of bad
 /// adapters are found and refused.
-pub fn engine(bounds: Bounds, metrics: Arc<Metrics>) -> Engine {
+pub fn engine(bounds: Bounds, metrics: Arc<Metrics>, catalogue: Arc<Catalogue>) -> Engine {
     let text = Arc::new(Text::open(&goldens().join("llama/base")).unwrap());
     let settings = config::settings::Engine {
         kv_cache_bytes: 0,
@@ -74,7 +74,7 @@ pub fn engine(bounds: Bounds, metrics: Arc<Metrics>) -> Engine {
         vocab: BASE.vocab,
         context_max: CONTEXT_MAX,
         text,
-        catalogue: Arc::new(catalogue()),
+        catalogue,
         settings,
         slots_max: 4,
         host_bytes: 1 << 24,
@@ -83,7 +83,8 @@ pub fn engine(bounds: Bounds, metrics: Arc<Metrics>) -> Engine {
     Engine::start(parts).unwrap()
 }
 
-fn catalogue() -> Catalogue {
+/// The adapters of all engines of a server.
+pub fn catalogue() -> Catalogue {
     let named = [("sql", "bd2"), ("shout", "plain")].map(|(name, folder)| Named {
         name: name.to_owned(),
         path: goldens().join("llama/adapters").join(folder),
@@ -96,7 +97,8 @@ fn catalogue() -> Catalogue {
     Catalogue::open(sources, group, limits).unwrap()
 }
 
-fn goldens() -> PathBuf {
+/// Models and adapters with known answers.
+pub fn goldens() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/goldens")
 }
 

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,9 +12,10 @@ use contract::policy::Policy;
 use contract::policy::builtin::Builtin;
 use contract::policy::deploy::Plugins;
 use contract::policy::subject::Tenant;
-use engine::handle::Engine;
+use engine::handle::{Engine, Root};
 use engine::metrics::Metrics;
 use gateway::app::{App, Replica};
+use gateway::replicas::Replicas;
 use prometheus_client::registry::Registry;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -28,6 +30,10 @@ pub const BASE: &str = "base";
 pub struct Options {
     /// Of its engine; none leaves it starting.
     pub bounds: Option<Bounds>,
+    /// Engines that it has.
+    pub engines: usize,
+    /// Where adapters may be loaded from.
+    pub root: Option<PathBuf>,
     /// Keys that may call.
     pub keys: Vec<ApiKey>,
     /// Keys that open `/admin`.
@@ -48,6 +54,8 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             bounds: Some(Bounds::default()),
+            engines: 1,
+            root: None,
             keys: Vec::new(),
             admin_keys: Vec::new(),
             policy: None,
@@ -67,6 +75,8 @@ pub struct Server {
     pub app: Arc<App>,
     /// Its engine, once there is one.
     pub engine: Option<Engine>,
+    /// All its engines.
+    pub engines: Vec<Engine>,
     stop: oneshot::Sender<()>,
     served: JoinHandle<()>,
 }
@@ -103,27 +113,41 @@ impl Server {
         if let Some(plugins) = options.plugins {
             app = app.with_plugins(plugins, Registry::default());
         }
+        if let Some(root) = options.root {
+            app = app.with_adapter_root(Root::open(&root).unwrap());
+        }
         let app = Arc::new(app);
         let (stop, stopped) = oneshot::channel();
         let shutdown = async { drop(stopped.await) };
         let served = tokio::spawn(gateway::serve(listener, app.clone(), shutdown));
-        let mut server = Self { address, app, engine: None, stop, served };
+        let mut server = Self { address, app, engine: None, engines: Vec::new(), stop, served };
         if let Some(bounds) = options.bounds {
-            server.open(bounds);
+            server.open_all(bounds, options.engines);
         }
         server
     }
 
-    /// Gives the server its engine, and two collectives of the base to count.
+    /// Gives the server its engine.
     pub fn open(&mut self, bounds: Bounds) {
-        let metrics = Arc::new(Metrics::new(BASE, 512));
-        let mut registry = Registry::default();
-        metrics.register(&mut registry);
-        let engine = script::engine(bounds, metrics);
-        let counts = Arc::new(CollectiveCounts::default());
-        (0..2).for_each(|_| counts.add(Purpose::Base));
-        self.engine = Some(engine.clone());
-        self.app.open(Replica { engine, counts, registry });
+        self.open_all(bounds, 1);
+    }
+
+    /// Gives the server its engines, and each two collectives of the base to count.
+    pub fn open_all(&mut self, bounds: Bounds, engines: usize) {
+        let catalogue = Arc::new(script::catalogue());
+        let replica = |number| {
+            let metrics = Arc::new(Metrics::new(BASE, number, 512));
+            let mut registry = Registry::default();
+            metrics.register(&mut registry);
+            let engine = script::engine(bounds, metrics, Arc::clone(&catalogue));
+            let counts = Arc::new(CollectiveCounts::default());
+            (0..2).for_each(|_| counts.add(Purpose::Base));
+            Replica { engine, counts, registry }
+        };
+        let replicas: Vec<_> = (0..engines).map(replica).collect();
+        self.engines = replicas.iter().map(|replica| replica.engine.clone()).collect();
+        self.engine = self.engines.first().cloned();
+        self.app.open(Replicas::new(replicas).unwrap());
     }
 
     /// The engine, once there is one.
