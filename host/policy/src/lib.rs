@@ -35,3 +35,6 @@ mod quiet;
 mod recipe;
 mod start;
 mod surface;
+
+#[cfg(test)]
+mod tests;
