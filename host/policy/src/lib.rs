@@ -37,3 +37,6 @@ mod quiet;
 mod recipe;
 mod start;
 mod surface;
+
+#[cfg(test)]
+mod tests;
