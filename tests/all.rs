@@ -18,3 +18,6 @@ mod cli;
 
 /// The official OpenAI client library against the program.
 mod openai;
+
+/// The plugins that come with the repository: built from source and as they are committed.
+mod plugins;

@@ -1,0 +1,63 @@
+//! The six plugins of `plugins/`: what is committed as built says the same as its source.
+
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use crate::program::{root, run};
+
+const PLUGINS: [&str; 6] = [
+    "adapter-router",
+    "affinity-router",
+    "prompt-template",
+    "redactor",
+    "tenant-quota",
+    "usage-ledger",
+];
+
+#[test]
+fn prebuilt_plugins_say_what_their_sources_say() {
+    let folder = tempfile::tempdir().unwrap();
+    for plugin in PLUGINS {
+        let built = folder.path().join(format!("{plugin}.wasm"));
+        build(&root().join("plugins").join(plugin), &built);
+        let prebuilt = root().join("plugins/prebuilt").join(format!("{plugin}.wasm"));
+        assert_eq!(verdicts(plugin, &built), verdicts(plugin, &prebuilt), "{plugin}");
+    }
+}
+
+#[test]
+fn a_new_plugin_builds_and_passes_its_cases_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let project = folder.path().join("my-policy");
+    let (path, sdk) = (project.display().to_string(), root().join("sdk").display().to_string());
+    succeeds(&run(&["plugin", "new", &path, "--sdk", &sdk]));
+    let component = folder.path().join("my-policy.wasm");
+    build(&project, &component);
+    let cases = project.join("cases").display().to_string();
+    succeeds(&run(&["plugin", "test", component.to_str().unwrap(), "--cases", &cases]));
+}
+
+/// Builds a project as its author would.
+pub fn build(project: &Path, component: &Path) {
+    let (project, component) = (project.to_str().unwrap(), component.to_str().unwrap());
+    succeeds(&run(&["plugin", "build", project, "-o", component]));
+}
+
+/// The verdicts on all cases of a plugin, which are as expected; what they cost is left out.
+fn verdicts(plugin: &str, component: &Path) -> Vec<String> {
+    let cases: PathBuf = root().join("plugins").join(plugin).join("cases");
+    let arguments =
+        ["plugin", "test", component.to_str().unwrap(), "--cases", cases.to_str().unwrap()];
+    let output = run(&arguments);
+    succeeds(&output);
+    let table = String::from_utf8(output.stdout).unwrap();
+    let verdict = |line: &str| line.split_once("  ok ").map(|(_, verdict)| verdict.to_owned());
+    let verdicts: Vec<_> = table.lines().filter_map(verdict).collect();
+    assert!(!verdicts.is_empty(), "{plugin} has no case:\n{table}");
+    verdicts
+}
+
+fn succeeds(output: &Output) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{}\n{}", text(&output.stdout), text(&output.stderr));
+}
