@@ -16,6 +16,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("ranks", &["collective", "config", "contract", "kernels", "model"]),
     ("engine", &["adapters", "config", "contract"]),
     ("gateway", &["config", "contract", "engine"]),
+    ("policy", &["config", "contract"]),
 ];
 
 /// Outside crates that only these may name, so that a change of library stays in one room.
@@ -31,6 +32,7 @@ const NAMES_ALONE: &[(&str, &[&str])] = &[
     ("tracing-subscriber", &["drystone"]),
     ("safetensors", &["adapters", "model"]),
     ("tokio", &["drystone", "engine", "gateway"]),
+    ("wasmtime", &["policy"]),
 ];
 
 /// Where `unsafe` may stand: vector instructions, calls of CUDA, the mapping of weight files and

@@ -1,6 +1,14 @@
-//! The one environment variable that the host reads.
+//! The environment variables that the host reads.
+
+use std::path::PathBuf;
 
 /// The log filter of `RUST_LOG`, when it is set to something.
 pub fn log_filter() -> Option<String> {
     std::env::var("RUST_LOG").ok().filter(|filter| !filter.is_empty())
+}
+
+/// The user's folder of caches: `XDG_CACHE_HOME`, or `.cache` in `HOME`.
+pub fn cache_dir() -> Option<PathBuf> {
+    let folder = |name| std::env::var_os(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
+    folder("XDG_CACHE_HOME").or_else(|| folder("HOME").map(|home| home.join(".cache")))
 }

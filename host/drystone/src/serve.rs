@@ -6,7 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use contract::counts::CollectiveCounts;
-use contract::policy::{Builtin, Tenant};
+use contract::policy::builtin::Builtin;
+use contract::policy::subject::Tenant;
 use gateway::app::App;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};

@@ -123,6 +123,7 @@ impl Engine {
         Load {
             running,
             waiting: open.saturating_sub(running),
+            queue_max: self.0.door.queue_max,
             blocks_used: shared.blocks_used.load(Ordering::Relaxed),
             blocks_total: self.0.blocks,
         }

@@ -12,10 +12,19 @@ pub struct Load {
     pub running: usize,
     /// Sequences that wait.
     pub waiting: usize,
+    /// Sequences that may wait.
+    pub queue_max: usize,
     /// KV blocks that sequences hold.
     pub blocks_used: usize,
     /// KV blocks there are.
     pub blocks_total: usize,
+}
+
+impl Load {
+    /// Part of the KV cache that sequences hold, 0 to 1.
+    pub fn kv_used(&self) -> f32 {
+        self.blocks_used as f32 / self.blocks_total.max(1) as f32
+    }
 }
 
 /// What the engine's thread and its handles both see.

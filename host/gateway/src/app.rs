@@ -7,13 +7,22 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use config::settings::Server;
 use contract::counts::CollectiveCounts;
-use contract::policy::{Policy, Selection, Tenant};
+use contract::policy::Policy;
+use contract::policy::builtin::Builtin;
+use contract::policy::deploy::Plugins;
+use contract::policy::replica::Load;
+use contract::policy::subject::Tenant;
+use contract::policy::verdict::Source;
 use engine::handle::Engine;
 use prometheus_client::registry::Registry;
 use tokio::sync::Semaphore;
 
 use crate::error::ApiError;
 use crate::metrics;
+use crate::places::Places;
+
+/// The name of the replica in this process.
+pub const LOCAL: &str = "local-0";
 
 /// The state of a server. It may be served before there is a replica: routes that need one answer
 /// 503 until [`App::open`].
@@ -22,12 +31,20 @@ pub struct App {
     pub settings: Server,
     /// Decides who may call, and where a model name leads.
     pub policy: Arc<dyn Policy>,
+    /// The plugins behind the policy, where there are some.
+    pub(crate) plugins: Option<Arc<dyn Plugins>>,
+    /// Who holds an admin key.
+    pub(crate) admins: Builtin,
+    /// What is measured whether there is a replica or not.
+    pub(crate) registry: Registry,
     /// The base model's name in the API.
     pub model_name: String,
     /// When the server started, in seconds since 1970.
     pub(crate) created: u64,
     /// Bounds the large bodies that are parsed and tokenized at once.
     pub(crate) heavy: Arc<Semaphore>,
+    /// Open calls of tenants that may have so many and no more.
+    pub(crate) places: Places,
     replica: OnceLock<Replica>,
     draining: AtomicBool,
     names: Names,
@@ -47,16 +64,27 @@ impl App {
     /// A server without a replica.
     pub fn new(settings: Server, policy: Arc<dyn Policy>, model_name: String) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let admins = &settings.admin_keys;
+        let admins = admins.iter().map(|key| (key.key.clone(), Tenant(key.tenant.clone())));
         Self {
+            admins: Builtin::new(&model_name, admins),
+            plugins: None,
+            registry: Registry::default(),
             settings,
             policy,
             model_name,
             created: unix_seconds(),
             heavy: Arc::new(Semaphore::new(cores)),
+            places: Places::default(),
             replica: OnceLock::new(),
             draining: AtomicBool::new(false),
             names: Names::new(),
         }
+    }
+
+    /// The same server, whose operators may change `plugins`; `registry` has what those count.
+    pub fn with_plugins(self, plugins: Arc<dyn Plugins>, registry: Registry) -> Self {
+        Self { plugins: Some(plugins), registry, ..self }
     }
 
     /// Starts serving; a second call changes nothing.
@@ -100,23 +128,21 @@ impl App {
         self.names.random()
     }
 
-    /// The adapter that answers for `model`, `None` for the base. One that was refused at start
-    /// passes: the engine says why it cannot be served.
-    pub(crate) fn select(
-        &self,
-        engine: &Engine,
-        tenant: &Tenant,
-        model: &str,
-    ) -> Result<Option<String>, ApiError> {
-        let known = |name: &str| {
-            let catalogue = engine.catalogue();
-            catalogue.get(name).is_ok() || catalogue.refused().any(|refused| refused.name == name)
-        };
-        match self.policy.select_adapter(tenant, model)? {
-            Some(Selection::Base) => Ok(None),
-            Some(Selection::Adapter(name)) if known(&name) => Ok(Some(name)),
-            _ => Err(ApiError::ModelNotFound(model.to_owned())),
-        }
+    /// How busy the replicas are together.
+    pub(crate) fn load(&self) -> Result<Load, ApiError> {
+        let engine = &self.replica()?.engine;
+        let load = engine.load();
+        Ok(Load {
+            running: load.running as u32,
+            waiting: load.waiting as u32,
+            queue_max: load.queue_max as u32,
+            kv_used: load.kv_used(),
+        })
+    }
+
+    /// Loads the adapter `name` from where a policy says it lies.
+    pub(crate) async fn load_adapter(&self, name: &str, _: Source) -> Result<(), ApiError> {
+        Err(ApiError::ModelNotFound(name.to_owned()))
     }
 }
 

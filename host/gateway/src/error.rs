@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use contract::policy::Denied;
+use contract::policy::deploy::DeployError;
+use contract::policy::verdict::Denied;
 use engine::handle::SubmitError;
 use serde_json::{Value, json};
 
@@ -25,12 +26,30 @@ pub enum ApiError {
         /// The field.
         param: &'static str,
     },
+    /// A field that would show what a policy takes out of the answer.
+    #[error(
+        "`{param}` is not supported for this request: a policy filters its answer, and they \
+             would show the text as it was"
+    )]
+    Filtered {
+        /// The field.
+        param: &'static str,
+    },
     /// The body is not a JSON object.
     #[error("the body must be a JSON object: {0}")]
     Json(String),
     /// The body is something else than JSON.
     #[error("the content type is `{0}`; send the header `Content-Type: application/json`")]
     ContentType(String),
+    /// The body of a new plugin is neither of the two that there may be.
+    #[error(
+        "the content type is `{0}`; send a component as `application/wasm`, or the path of its \
+             file as `application/json`"
+    )]
+    PluginType(String),
+    /// A plugin stays as it was.
+    #[error(transparent)]
+    Deploy(#[from] DeployError),
     /// The body is too large.
     #[error("the body is larger than this server's limit of {limit} bytes")]
     BodyTooLarge {
@@ -65,7 +84,7 @@ pub enum ApiError {
     #[error(transparent)]
     Submit(#[from] SubmitError),
     /// It took too long.
-    #[error("the request took longer than this server's limit of {} s", .0.as_secs())]
+    #[error("the request took longer than this server's limit of {} s", .0.as_secs_f64())]
     Timeout(Duration),
     /// The server could not go on.
     #[error("{0}")]
@@ -73,19 +92,19 @@ pub enum ApiError {
 }
 
 /// What is fixed about an error whoever meets it.
-struct Class {
+struct Class<'a> {
     status: StatusCode,
     kind: &'static str,
-    code: Option<&'static str>,
+    code: Option<&'a str>,
     param: Option<&'static str>,
 }
 
-impl Class {
-    const fn new(status: StatusCode, kind: &'static str, code: Option<&'static str>) -> Self {
+impl<'a> Class<'a> {
+    const fn new(status: StatusCode, kind: &'static str, code: Option<&'a str>) -> Self {
         Self { status, kind, code, param: None }
     }
 
-    const fn request(status: StatusCode, code: Option<&'static str>) -> Self {
+    const fn request(status: StatusCode, code: Option<&'a str>) -> Self {
         Self::new(status, "invalid_request_error", code)
     }
 
@@ -112,15 +131,18 @@ impl ApiError {
         json!({"error": {"message": message, "type": kind, "param": param, "code": code}})
     }
 
-    fn class(&self) -> Class {
+    fn class(&self) -> Class<'_> {
         use StatusCode as S;
         match self {
             Self::Invalid { param, .. } => Class::request(S::BAD_REQUEST, None).about(param),
-            Self::Unsupported { param } => {
+            Self::Unsupported { param } | Self::Filtered { param } => {
                 Class::request(S::BAD_REQUEST, Some("unsupported_parameter")).about(param)
             }
             Self::Json(_) | Self::BodyCut(_) => Class::request(S::BAD_REQUEST, None),
-            Self::ContentType(_) => Class::request(S::UNSUPPORTED_MEDIA_TYPE, None),
+            Self::Deploy(error) => deploy_class(error),
+            Self::ContentType(_) | Self::PluginType(_) => {
+                Class::request(S::UNSUPPORTED_MEDIA_TYPE, None)
+            }
             Self::BodyTooLarge { .. } => Class::request(S::PAYLOAD_TOO_LARGE, None),
             Self::Denied(denied) => denied_class(denied),
             Self::ModelNotFound(_) => {
@@ -138,7 +160,10 @@ impl ApiError {
     }
 
     /// Seconds after which trying again makes sense.
-    fn retry_after(&self) -> Option<u16> {
+    fn retry_after(&self) -> Option<u32> {
+        if let Self::Denied(Denied { retry_after_s: Some(seconds), .. }) = self {
+            return Some(*seconds);
+        }
         match self.status() {
             StatusCode::TOO_MANY_REQUESTS => Some(1),
             StatusCode::SERVICE_UNAVAILABLE => Some(5),
@@ -147,17 +172,30 @@ impl ApiError {
     }
 }
 
-fn denied_class(denied: &Denied) -> Class {
+fn denied_class(denied: &Denied) -> Class<'_> {
     let status = StatusCode::from_u16(denied.status).unwrap_or(StatusCode::FORBIDDEN);
     let kind = match status {
         StatusCode::UNAUTHORIZED => "authentication_error",
         StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+        StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND | StatusCode::UNPROCESSABLE_ENTITY => {
+            "invalid_request_error"
+        }
+        _ if status.is_server_error() => "server_error",
         _ => "permission_error",
     };
-    Class::new(status, kind, Some(denied.code))
+    Class::new(status, kind, Some(&denied.code))
 }
 
-fn submit_class(error: &SubmitError) -> Class {
+fn deploy_class(error: &DeployError) -> Class<'static> {
+    use StatusCode as S;
+    match error {
+        DeployError::Unknown(_) => Class::request(S::NOT_FOUND, Some("plugin_not_found")),
+        DeployError::Refused(_) => Class::request(S::BAD_REQUEST, Some("plugin_refused")),
+        DeployError::NoOlder(_) => Class::request(S::CONFLICT, Some("no_older_generation")),
+    }
+}
+
+fn submit_class(error: &SubmitError) -> Class<'static> {
     use StatusCode as S;
     match error {
         SubmitError::QueueFull { .. } => {

@@ -3,14 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::extract::{FromRequest, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use contract::policy::Caller;
+use contract::policy::subject::{Caller, Headers, Route, Subject};
 use tokio::time::{Instant, timeout_at};
 
+use crate::accepted::Accepted;
 use crate::app::App;
 use crate::error::ApiError;
 
@@ -23,6 +25,8 @@ const REQUEST_ID_MAX: usize = 128;
 pub struct Call {
     /// The caller's `x-request-id`, or one made here.
     pub id: Arc<str>,
+    /// When its head had been read.
+    pub arrived: Instant,
     /// When the answer must be complete.
     pub deadline: Deadline,
 }
@@ -37,8 +41,15 @@ pub struct Deadline {
 }
 
 impl Deadline {
-    fn after(limit: Duration) -> Self {
-        Self { at: Instant::now() + limit, limit }
+    /// `limit` after `start`.
+    pub fn new(start: Instant, limit: Duration) -> Self {
+        Self { at: start + limit, limit }
+    }
+
+    /// The same unless `limit` from now is earlier.
+    pub fn shortened(self, limit: Option<Duration>) -> Self {
+        let other = limit.map(|limit| Self::new(Instant::now(), limit));
+        other.filter(|other| other.at < self.at).unwrap_or(self)
     }
 }
 
@@ -46,8 +57,9 @@ impl Deadline {
 /// answer is minded by its body.
 pub async fn arrive(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let id = named(request.headers()).unwrap_or_else(|| app.fresh_name());
-    let deadline = Deadline::after(app.settings.request_timeout);
-    let call = Call { id: id.into(), deadline };
+    let arrived = Instant::now();
+    let deadline = Deadline::new(arrived, app.settings.request_timeout);
+    let call = Call { id: id.into(), arrived, deadline };
     request.extensions_mut().insert(call.clone());
     let asked = format!("{} {}", request.method(), request.uri().path());
     let answered = timeout_at(deadline.at, next.run(request)).await;
@@ -60,15 +72,52 @@ pub async fn arrive(State(app): State<Arc<App>>, mut request: Request, next: Nex
     response
 }
 
-/// Asks the policy who is calling.
+/// Asks the policy who is calling, and counts them.
 pub async fn authorize(
     State(app): State<Arc<App>>,
+    Extension(call): Extension<Call>,
     mut request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    let tenant = app.policy.authorize(&Caller { key: bearer(request.headers()) })?;
-    request.extensions_mut().insert(tenant);
-    Ok(next.run(request).await)
+    let route = route(request.uri().path());
+    let headers = granted(&app.policy.headers(), request.headers());
+    let caller = Caller { key: bearer(request.headers()), route, headers: &headers };
+    let identity = app.policy.authorize(&caller).await?;
+    let (place, refused) = match app.places.enter(&identity) {
+        Ok(place) => (place, None),
+        Err(denied) => (None, Some(ApiError::from(denied))),
+    };
+    let id = call.id.clone();
+    let subject = Subject { id, tenant: identity.tenant, route, headers, ..Subject::default() };
+    let policy = Arc::clone(&app.policy);
+    let accepted = Accepted::new(policy, call, subject, identity.max_tokens, place);
+    request.extensions_mut().insert(accepted.clone());
+    let response = match refused {
+        Some(error) => error.into_response(),
+        None => next.run(request).await,
+    };
+    accepted.answered(response.status());
+    Ok(response)
+}
+
+/// The headers of a call that policies may read.
+fn granted(names: &[String], headers: &HeaderMap) -> Headers {
+    if names.is_empty() {
+        return Headers::default();
+    }
+    let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    let granted = names.iter().flat_map(|name| {
+        headers.get_all(name).iter().map(move |value| (name.clone(), text(value)))
+    });
+    Headers(Some(granted.collect()))
+}
+
+fn route(path: &str) -> Route {
+    match path {
+        "/v1/chat/completions" => Route::Chat,
+        "/v1/completions" => Route::Completion,
+        _ => Route::Other,
+    }
 }
 
 fn named(headers: &HeaderMap) -> Option<String> {
@@ -76,7 +125,8 @@ fn named(headers: &HeaderMap) -> Option<String> {
     (1..=REQUEST_ID_MAX).contains(&id.len()).then(|| id.to_owned())
 }
 
-fn bearer(headers: &HeaderMap) -> Option<&str> {
+/// The bearer key of a call.
+pub fn bearer(headers: &HeaderMap) -> Option<&str> {
     let (scheme, key) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
 }

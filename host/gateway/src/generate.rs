@@ -7,19 +7,22 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use bytes::Bytes;
-use contract::policy::Tenant;
 use engine::handle::Engine;
 use engine::text::Text;
 use serde_json::Value;
 use tokio::task::spawn_blocking;
+use tokio::time::timeout_at;
 
-use crate::answer::head::Head;
-use crate::answer::opened::Opened;
+use crate::accepted::Accepted;
+use crate::answer::opened::{Choice, Opened};
+use crate::answer::source::Source;
 use crate::answer::stream::EventStream;
 use crate::answer::whole::whole;
-use crate::app::App;
+use crate::app::{App, LOCAL};
 use crate::error::ApiError;
-use crate::gate::{Call, JsonBytes};
+use crate::gate::JsonBytes;
+use crate::hooks::{Consulted, admit, check_leaks, consult, introduce, select};
+use crate::request::draft::Draft;
 use crate::request::fields::Fields;
 use crate::request::job::{Asker, Job};
 use crate::request::{chat, completion};
@@ -28,7 +31,8 @@ use crate::tokenize;
 /// Bodies above this are parsed and tokenized beside the runtime, so that they delay nobody.
 const LIGHT_BYTES_MAX: usize = 16 << 10;
 
-type Ask = (Extension<Call>, Extension<Tenant>, JsonBytes);
+type Ask = (Extension<Accepted>, JsonBytes);
+type Read = fn(&Fields<'_>, &Text) -> Result<Draft, ApiError>;
 
 /// `POST /v1/chat/completions`
 pub async fn chat(State(app): State<Arc<App>>, ask: Ask) -> Result<Response, ApiError> {
@@ -52,28 +56,78 @@ pub async fn detokenize(State(app): State<Arc<App>>, ask: Ask) -> Result<Json<Va
 
 async fn generate(
     app: Arc<App>,
-    (Extension(call), Extension(tenant), JsonBytes(body)): Ask,
-    read: fn(&Fields<'_>, &Text) -> Result<Job, ApiError>,
+    (Extension(accepted), JsonBytes(body)): Ask,
+    read: Read,
 ) -> Result<Response, ApiError> {
-    let engine = app.replica()?.engine.clone();
-    let prepare = {
-        let (app, engine) = (app.clone(), engine.clone());
-        move |fields: &Fields<'_>| {
-            let model = model(&app, fields)?;
-            Ok((app.select(&engine, &tenant, &model)?, model, read(fields, engine.text())?))
+    let text = Arc::clone(app.replica()?.engine.text());
+    let weight = body.len();
+    let mut draft = read_draft(&app, &accepted, &text, body, read).await?;
+    let weight = match consult(&app, &accepted, &mut draft, &text).await? {
+        Consulted::Goes(more) => weight + more,
+        Consulted::Said(said) => {
+            let deadline = accepted.call().deadline;
+            let choice = |_| Choice { source: Source::Said(Some(said.clone())), filter: None };
+            let choices = (0..draft.prompts() * draft.n).map(choice).collect();
+            return answer(&app, Opened::new(accepted, text, draft.done(), choices, deadline))
+                .await;
         }
     };
-    let (adapter, model, job) = read_body(&app, body, prepare).await?;
-    let asker = Asker { id: &call.id, adapter, random: app.random() };
-    let tickets = job.submit(&engine, &asker)?;
-    let head = Head::new(job.form.shape, &call.id, model);
-    let Job { form, prompts, n, .. } = job;
-    answer(Opened { head, form, prompts, n, tickets, engine, deadline: call.deadline }).await
+    let engine = app.replica()?.engine.clone();
+    let adapter = select(&app, &accepted, &engine).await?;
+    check_leaks(&app, &accepted, &draft)?;
+    let encode = {
+        let text = Arc::clone(&text);
+        move || draft.encode(&text)
+    };
+    let job = work(&app, weight, encode).await?;
+    let admission = admit(&app, &accepted, &job).await?;
+    let id = Arc::clone(&accepted.call().id);
+    let asker = Asker { id: &id, adapter, random: app.random(), admission };
+    let deadline = accepted.call().deadline.shortened(asker.admission.deadline);
+    let choices = submit(&app, &accepted, &job, &asker)?;
+    answer(&app, Opened::new(accepted, text, job, choices, deadline)).await
 }
 
-async fn answer(opened: Opened) -> Result<Response, ApiError> {
+async fn read_draft(
+    app: &Arc<App>,
+    accepted: &Accepted,
+    text: &Arc<Text>,
+    body: Bytes,
+    read: Read,
+) -> Result<Draft, ApiError> {
+    let (shared, accepted, text) = (Arc::clone(app), accepted.clone(), Arc::clone(text));
+    let read = move |fields: &Fields<'_>| {
+        let model = model(&shared, fields)?;
+        let mut draft = read(fields, &text)?;
+        introduce(&shared, &accepted, model, &mut draft, &text);
+        Ok(draft)
+    };
+    read_body(app, body, read).await
+}
+
+/// Hands a job to a replica.
+fn submit(
+    app: &App,
+    accepted: &Accepted,
+    job: &Job,
+    asker: &Asker<'_>,
+) -> Result<Vec<Choice>, ApiError> {
+    let tickets = job.submit(&app.replica()?.engine, asker)?;
+    accepted.note(|completion| completion.replica = Some(LOCAL.to_owned()));
+    let subject = accepted.subject();
+    let choice = |(index, ticket)| {
+        let filter = app.policy.filter(&subject, index);
+        Choice { source: Source::Local(ticket), filter }
+    };
+    Ok((0..).zip(tickets).map(choice).collect())
+}
+
+async fn answer(app: &App, opened: Opened) -> Result<Response, ApiError> {
     let Some(stream) = opened.form.stream else {
-        return Ok(Json(whole(opened).await?).into_response());
+        let deadline = opened.deadline;
+        let whole = timeout_at(deadline.at, whole(opened, &*app.policy)).await;
+        let (headers, body) = whole.map_err(|_| ApiError::Timeout(deadline.limit))??;
+        return Ok((headers, Json(body)).into_response());
     };
     let headers = [
         (header::CONTENT_TYPE, "text/event-stream; charset=utf-8"),
@@ -87,16 +141,18 @@ async fn answer(opened: Opened) -> Result<Response, ApiError> {
 /// Answers what needs the tokenizer only.
 async fn look_up(
     app: Arc<App>,
-    (_, Extension(tenant), JsonBytes(body)): Ask,
+    (Extension(accepted), JsonBytes(body)): Ask,
     answer: fn(&Fields<'_>, &Engine) -> Result<Value, ApiError>,
 ) -> Result<Json<Value>, ApiError> {
     let engine = app.replica()?.engine.clone();
-    let shared = app.clone();
-    let look = move |fields: &Fields<'_>| {
-        shared.select(&engine, &tenant, &model(&shared, fields)?)?;
-        answer(fields, &engine)
+    let look = {
+        let (app, engine) = (Arc::clone(&app), engine.clone());
+        move |fields: &Fields<'_>| Ok((model(&app, fields)?, answer(fields, &engine)?))
     };
-    read_body(&app, body, look).await.map(Json)
+    let (model, answer) = read_body(&app, body, look).await?;
+    accepted.learn(|subject| subject.model = model);
+    select(&app, &accepted, &engine).await?;
+    Ok(Json(answer))
 }
 
 /// The model that a request names; the base when it names none.
@@ -105,19 +161,28 @@ fn model(app: &App, fields: &Fields<'_>) -> Result<String, ApiError> {
     Ok(model.unwrap_or_else(|| app.model_name.clone()))
 }
 
-/// Parses a body and does `work` with it: at once when it is small, else on a thread of its own.
+/// Parses a body and does `look` with it.
 async fn read_body<T: Send + 'static>(
     app: &App,
     body: Bytes,
-    work: impl FnOnce(&Fields<'_>) -> Result<T, ApiError> + Send + 'static,
+    look: impl FnOnce(&Fields<'_>) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
-    if body.len() <= LIGHT_BYTES_MAX {
-        return work(&Fields::parse(&body)?);
+    work(app, body.len(), move || look(&Fields::parse(&body)?)).await
+}
+
+/// Does `work` on a text of `bytes`: at once when it is small, else on a thread of its own.
+async fn work<T: Send + 'static>(
+    app: &App,
+    bytes: usize,
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    if bytes <= LIGHT_BYTES_MAX {
+        return work();
     }
     let permit = app.heavy.clone().acquire_owned().await;
     let work = move || {
         let _permit = permit;
-        work(&Fields::parse(&body)?)
+        work()
     };
     let done = spawn_blocking(work).await;
     done.unwrap_or_else(|error| Err(ApiError::Failed(error.to_string())))

@@ -23,12 +23,16 @@ pub fn register(registry: &mut Registry, counts: Arc<CollectiveCounts>) {
     registry.register_collector(Box::new(Collectives(counts)));
 }
 
-/// `GET /metrics`. Empty until the model is loaded.
+/// `GET /metrics`. What the engine counts is there once the model is loaded.
 pub async fn metrics(State(app): State<Arc<App>>) -> impl IntoResponse {
     let mut out = String::new();
-    let empty = Registry::default();
-    let registry = app.loaded().map_or(&empty, |replica| &replica.registry);
-    text::encode(&mut out, registry).expect("a String takes any text: this is a bug");
+    let registries = [Some(&app.registry), app.loaded().map(|replica| &replica.registry)];
+    registries
+        .into_iter()
+        .flatten()
+        .try_for_each(|registry| text::encode_registry(&mut out, registry))
+        .and_then(|()| text::encode_eof(&mut out))
+        .expect("a String takes any text: this is a bug");
     ([(header::CONTENT_TYPE, OPEN_METRICS)], out)
 }
 

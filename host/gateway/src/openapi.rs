@@ -25,7 +25,7 @@ mod tests {
 
     #[test]
     fn it_names_the_routes_that_there_are() {
-        let routes = routes::guarded().into_iter().chain(routes::open());
+        let routes = routes::guarded().into_iter().chain(routes::admin()).chain(routes::open());
         let routes: BTreeSet<String> =
             routes.map(|(path, _)| path.replace("{*id}", "{id}")).collect();
         let document = document();
@@ -35,7 +35,7 @@ mod tests {
 
     #[test]
     fn guarded_routes_ask_for_the_key() {
-        for (path, _) in routes::guarded() {
+        for (path, _) in routes::guarded().into_iter().chain(routes::admin()) {
             let path = path.replace("{*id}", "{id}");
             let document = document();
             let methods = document["paths"][&path].as_object().expect("methods");

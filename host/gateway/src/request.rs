@@ -2,6 +2,8 @@
 
 pub mod chat;
 pub mod completion;
+pub mod draft;
+pub mod edits;
 pub mod fields;
 pub mod job;
 pub mod sampling;

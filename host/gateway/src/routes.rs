@@ -8,9 +8,10 @@ use axum::http::StatusCode;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, get, post};
 
+use crate::admin::COMPONENT_BYTES_MAX;
 use crate::app::App;
 use crate::error::ApiError;
-use crate::{gate, generate, metrics, models, openapi};
+use crate::{admin, gate, generate, metrics, models, openapi};
 
 type Route = (&'static str, MethodRouter<Arc<App>>);
 
@@ -23,6 +24,18 @@ pub fn guarded() -> Vec<Route> {
         ("/v1/models/{*id}", get(models::one)),
         ("/tokenize", post(generate::tokenize)),
         ("/detokenize", post(generate::detokenize)),
+    ]
+}
+
+/// For operators.
+pub fn admin() -> Vec<Route> {
+    let replace = post(admin::replace).layer(DefaultBodyLimit::max(COMPONENT_BYTES_MAX));
+    vec![
+        ("/admin/plugins", get(admin::plugins)),
+        ("/admin/plugins/{name}", replace),
+        ("/admin/plugins/{name}/rollback", post(admin::roll_back)),
+        ("/admin/replicas", get(admin::replicas)),
+        ("/admin/adapters", get(admin::adapters)),
     ]
 }
 
@@ -41,9 +54,11 @@ pub fn router(app: Arc<App>) -> Router {
     let add = |router: Router<_>, (path, method): Route| router.route(path, method);
     let guarded = guarded().into_iter().fold(Router::new(), add);
     let guarded = guarded.route_layer(from_fn_with_state(app.clone(), gate::authorize));
+    let admin = admin().into_iter().fold(Router::new(), add);
+    let admin = admin.route_layer(from_fn_with_state(app.clone(), admin::authorize));
     open()
         .into_iter()
-        .fold(guarded, add)
+        .fold(guarded.merge(admin), add)
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
         .layer(DefaultBodyLimit::max(app.settings.body_bytes_max))

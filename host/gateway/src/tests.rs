@@ -3,9 +3,12 @@
 
 mod client;
 mod script;
+mod scripted;
 mod server;
 
+mod admin;
 mod conduct;
+mod hooks;
 mod refusals;
 mod routes;
 mod streams;

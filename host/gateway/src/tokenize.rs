@@ -23,7 +23,8 @@ pub fn tokenize(fields: &Fields<'_>, engine: &Engine) -> Result<Value, ApiError>
 
 fn tokens(fields: &Fields<'_>, text: &Text) -> Result<Vec<u32>, ApiError> {
     if fields.raw("messages").is_some() {
-        return chat::encode(fields, text, &chat::conversation(fields)?);
+        let chat = chat::conversation(fields)?;
+        return chat::encode(text, &chat, fields.flag("add_special_tokens")?);
     }
     let wanted = "a text, unless `messages` is set";
     let prompt: Option<String> = fields.get("prompt", wanted, |_| true)?;

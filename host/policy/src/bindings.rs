@@ -5,4 +5,5 @@ wasmtime::component::bindgen!({
     path: "../../sdk/wit",
     world: "policy",
     exports: { default: async },
+    additional_derives: [PartialEq, serde::Deserialize, serde::Serialize],
 });

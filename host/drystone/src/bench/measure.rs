@@ -183,6 +183,7 @@ fn parallel(tensor: usize, threads: usize) -> settings::Parallel {
     settings::Parallel {
         backend: Backend::Cpu,
         tensor,
+        replicas: 1,
         threads: Some(threads),
         comm: CommKind::Auto,
         devices: Vec::new(),

@@ -4,11 +4,10 @@
 //! and only texts and numbers go through serde. The format is the HTML standard's section 9.2.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use contract::request::Finish;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::answer::finish;
+use crate::answer::finish::Finish;
 use crate::answer::form::Shape;
 use crate::answer::head::Head;
 
@@ -128,11 +127,11 @@ impl Frames {
     }
 
     fn finish(&mut self, finish: Option<&Finish>) {
-        match finish.map(finish::reason) {
+        match finish {
             None => self.text(r#","finish_reason":null"#),
-            Some((reason, stop_reason)) => {
-                self.field("finish_reason", &reason);
-                self.field("stop_reason", &stop_reason);
+            Some(finish) => {
+                self.field("finish_reason", &finish.reason());
+                self.field("stop_reason", &finish.stop_reason);
             }
         }
     }
@@ -163,6 +162,7 @@ impl Frames {
 
 #[cfg(test)]
 mod tests {
+    use contract::policy::completion::End;
     use serde_json::json;
 
     use super::*;
@@ -183,7 +183,7 @@ mod tests {
         let role = Piece { role: true, prompt_token_ids: Some(ids), ..Piece::default() };
         frames.piece(&role, None);
         frames.piece(&Piece { index: 1, text: "a\"\n\u{1}é", ..Piece::default() }, None);
-        let finish = Some(&Finish::StopToken(Some(9)));
+        let finish = Some(&Finish { end: End::Stop, stop_reason: 9.into() });
         frames.piece(&Piece { finish, ..Piece::default() }, Some(&Value::Null));
         let head = concat!(
             r#"data: {"id":"a-1","object":"chat.completion.chunk","created":7,"#,
@@ -213,7 +213,7 @@ mod tests {
                 logprobs: Some(json!({"tokens": ["b"]})),
                 token_ids: Some(vec![5]),
                 prompt_token_ids: Some(&[1]),
-                finish: Some(&Finish::Length),
+                finish: Some(&Finish::plain(End::Length)),
                 ..Piece::default()
             },
             None,

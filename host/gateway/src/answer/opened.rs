@@ -1,11 +1,16 @@
-//! An answer whose sequences the engine has taken.
+//! An answer whose choices are being written.
 
-use engine::handle::{Engine, Ticket};
+use std::sync::Arc;
 
+use contract::policy::chunk::Filter;
+use engine::text::Text;
+
+use crate::accepted::Accepted;
 use crate::answer::form::Form;
 use crate::answer::head::Head;
+use crate::answer::source::Source;
 use crate::gate::Deadline;
-use crate::request::job::Prompt;
+use crate::request::job::{Job, Prompt};
 
 /// What both ways of answering start from. Dropping it cancels its sequences.
 pub struct Opened {
@@ -18,14 +23,38 @@ pub struct Opened {
     /// Choices of each prompt.
     pub n: usize,
     /// One a choice, in the order of their indices.
-    pub tickets: Vec<Ticket>,
+    pub choices: Vec<Choice>,
     /// Knows the texts of tokens.
-    pub engine: Engine,
+    pub text: Arc<Text>,
     /// When the answer must be complete.
     pub deadline: Deadline,
+    /// Whose answer it is.
+    pub accepted: Accepted,
+}
+
+/// One choice, and what its text passes on its way out.
+pub struct Choice {
+    /// Says it.
+    pub source: Source,
+    /// A policy looks at it.
+    pub filter: Option<Box<dyn Filter>>,
 }
 
 impl Opened {
+    /// The answer to `job`, whose choices are being written.
+    pub fn new(
+        accepted: Accepted,
+        text: Arc<Text>,
+        job: Job,
+        choices: Vec<Choice>,
+        deadline: Deadline,
+    ) -> Self {
+        let Job { prompts, n, form, .. } = job;
+        let model = accepted.subject().model.clone();
+        let head = Head::new(form.shape, &accepted.call().id, model);
+        Self { head, form, prompts, n, choices, text, deadline, accepted }
+    }
+
     /// The prompt of a choice.
     pub fn prompt(&self, choice: usize) -> &Prompt {
         &self.prompts[choice / self.n]

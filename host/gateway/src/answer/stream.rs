@@ -6,13 +6,13 @@
 
 use std::convert::Infallible;
 use std::mem;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use contract::request::{Finish, Progress, Scored};
-use engine::handle::Ticket;
+use contract::policy::completion::End;
+use contract::request::Scored;
 use hyper::body::{Body, Frame};
 use serde_json::Value;
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -20,8 +20,9 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use crate::answer::form::{Shape, Stream};
 use crate::answer::frame::{Frames, Piece};
 use crate::answer::logprobs::{self, Columns};
-use crate::answer::opened::Opened;
-use crate::answer::usage::Usage;
+use crate::answer::opened::{self, Opened};
+use crate::answer::source::{News, Source};
+use crate::answer::tally::Tally;
 use crate::error::ApiError;
 
 /// How often a stream is looked at; one that said nothing since the last time gets a comment.
@@ -33,7 +34,7 @@ pub struct EventStream {
     stream: Stream,
     frames: Frames,
     choices: Vec<Choice>,
-    usage: Usage,
+    tally: Tally,
     alarm: Pin<Box<Sleep>>,
     /// Nothing was said since the alarm was set.
     quiet: bool,
@@ -42,7 +43,7 @@ pub struct EventStream {
 
 struct Choice {
     /// Gone when the choice has ended.
-    ticket: Option<Ticket>,
+    source: Option<Source>,
     begun: bool,
     columns: Columns,
 }
@@ -50,13 +51,11 @@ struct Choice {
 impl EventStream {
     /// Streams `opened` as `stream` says.
     pub fn new(mut opened: Opened, stream: Stream) -> Self {
-        let choice =
-            |ticket| Choice { ticket: Some(ticket), begun: false, columns: Columns::default() };
         Self {
             stream,
             frames: Frames::new(&opened.head, opened.form.shape),
-            choices: mem::take(&mut opened.tickets).into_iter().map(choice).collect(),
-            usage: Usage { prompt: opened.prompt_tokens(), ..Usage::default() },
+            choices: mem::take(&mut opened.choices).into_iter().map(Choice::new).collect(),
+            tally: Tally::new(&opened),
             alarm: Box::pin(sleep_until(opened.deadline.at.min(Instant::now() + QUIET_MAX))),
             opened,
             quiet: true,
@@ -67,42 +66,36 @@ impl EventStream {
     /// Writes what every choice has ready.
     fn take_news(&mut self, context: &mut Context<'_>) -> Result<(), ApiError> {
         for at in 0..self.choices.len() {
-            while let Some(ticket) = &mut self.choices[at].ticket {
-                let news = pin!(ticket.next()).poll(context);
-                match news {
-                    Poll::Ready(Some(news)) => self.write(at, &news)?,
+            while let Some(source) = &mut self.choices[at].source {
+                match source.poll_next(context) {
+                    Poll::Ready(Some(news)) => self.write(at, &news?),
                     Poll::Ready(None) => return Err(ApiError::Failed("the engine stopped".into())),
                     Poll::Pending => break,
                 }
             }
         }
-        if self.choices.iter().all(|choice| choice.ticket.is_none()) {
+        if self.choices.iter().all(|choice| choice.source.is_none()) {
             self.end();
         }
         Ok(())
     }
 
-    fn write(&mut self, at: usize, news: &Progress) -> Result<(), ApiError> {
-        if let Some(Finish::Failed(message)) = &news.finish {
-            return Err(ApiError::Failed(message.clone()));
-        }
+    fn write(&mut self, at: usize, news: &News) {
         self.quiet = false;
-        self.usage.completion += news.tokens.len();
-        if !mem::replace(&mut self.choices[at].begun, true) {
-            self.begin(at, news);
+        let begun = mem::replace(&mut self.choices[at].begun, true);
+        self.tally.count(at, !begun, news);
+        if !begun {
+            self.begin(at);
         }
         self.go_on(at, news);
+        self.tally.ended(at, news);
         if news.finish.is_some() {
-            self.choices[at].ticket = None;
+            self.choices[at].source = None;
         }
-        Ok(())
     }
 
     /// What stands before the first token: the role of a message, the echo of a prompt.
-    fn begin(&mut self, at: usize, news: &Progress) {
-        if at.is_multiple_of(self.opened.n) {
-            self.usage.cached += news.cached_tokens as usize;
-        }
+    fn begin(&mut self, at: usize) {
         let usage = self.usage_so_far();
         let Opened { form, prompts, n, .. } = &self.opened;
         let prompt = &prompts[at / n];
@@ -120,7 +113,7 @@ impl EventStream {
     }
 
     /// Text and tokens since the last piece; nothing while a character or stop text is incomplete.
-    fn go_on(&mut self, at: usize, news: &Progress) {
+    fn go_on(&mut self, at: usize, news: &News) {
         let form = &self.opened.form;
         let scores_due = (form.logprobs || form.token_ids) && !news.tokens.is_empty();
         if news.text.is_empty() && news.finish.is_none() && !scores_due {
@@ -141,7 +134,7 @@ impl EventStream {
     /// What goes with every event once a usage was asked for: null until the end, as OpenAI has it.
     fn usage_so_far(&self) -> Option<Value> {
         match self.stream {
-            Stream { usage_always: true, .. } => Some(self.usage.json()),
+            Stream { usage_always: true, .. } => Some(self.tally.usage.json()),
             Stream { usage: true, .. } => Some(Value::Null),
             Stream { .. } => None,
         }
@@ -149,7 +142,7 @@ impl EventStream {
 
     fn end(&mut self) {
         if self.stream.usage {
-            self.frames.usage(&self.usage.json());
+            self.frames.usage(&self.tally.usage.json());
         }
         self.frames.done();
         self.over = true;
@@ -158,6 +151,7 @@ impl EventStream {
     /// Tells a failure, and cancels what still runs.
     fn fail(&mut self, error: &ApiError) {
         tracing::warn!(id = self.opened.head.id, %error, "a stream failed");
+        self.opened.accepted.ended(End::Failed);
         self.choices.clear();
         self.frames.error(&error.body());
         self.frames.done();
@@ -180,14 +174,27 @@ impl EventStream {
 }
 
 impl Choice {
+    fn new(opened: opened::Choice) -> Self {
+        let source = Some(opened.source.filtered(opened.filter));
+        Self { source, begun: false, columns: Columns::default() }
+    }
+
     fn logprobs(&mut self, opened: &Opened, tokens: &[Scored]) -> Value {
-        let text = opened.engine.text();
+        let text = &*opened.text;
         match opened.form.shape {
             Shape::Chat => logprobs::chat(text, tokens),
             Shape::Text => {
                 let rows = tokens.iter().map(|scored| (scored.token, Some(scored)));
                 self.columns.next(text, rows)
             }
+        }
+    }
+}
+
+impl Drop for EventStream {
+    fn drop(&mut self) {
+        if !self.over {
+            self.opened.accepted.ended(End::Cancelled);
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Tokens that a request used.
 
+use contract::policy::completion;
 use serde_json::{Value, json};
 
 /// Token counts over all prompts and choices of a request.
@@ -14,6 +15,15 @@ pub struct Usage {
 }
 
 impl Usage {
+    /// As policies are told.
+    pub fn told(&self) -> completion::Usage {
+        completion::Usage {
+            prompt_tokens: self.prompt as u32,
+            cached_tokens: self.cached as u32,
+            completion_tokens: self.completion as u32,
+        }
+    }
+
     /// The `usage` object.
     pub fn json(&self) -> Value {
         json!({

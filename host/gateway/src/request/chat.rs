@@ -5,13 +5,39 @@ use serde_json::{Map, Value};
 
 use crate::answer::form::{Form, Shape, stream};
 use crate::error::ApiError;
+use crate::request::draft::{Draft, Input};
 use crate::request::fields::Fields;
-use crate::request::job::{Job, LOGPROBS_MAX, Manner, Prompt, choices, logprobs};
+use crate::request::job::{LOGPROBS_MAX, Manner, Prompt, choices, logprobs};
 
 type Message = Map<String, Value>;
 
-/// Reads a chat request and renders its prompt.
-pub fn read(fields: &Fields<'_>, text: &Text) -> Result<Job, ApiError> {
+/// Messages, and how they become a prompt.
+pub struct Conversation {
+    /// The messages, and how the chat template is to show them.
+    pub chat: ChatPrompt,
+    /// The tokenizer adds special tokens to what the template wrote.
+    add_special: bool,
+    /// The answer begins with the last message when it goes on in its role.
+    echo: bool,
+}
+
+impl Conversation {
+    fn read(fields: &Fields<'_>) -> Result<Self, ApiError> {
+        let add_special = fields.flag("add_special_tokens")?;
+        let echo = fields.flag("echo")?;
+        Ok(Self { chat: conversation(fields)?, add_special, echo })
+    }
+
+    /// Renders and tokenizes it.
+    pub fn encode(self, text: &Text) -> Result<Prompt, ApiError> {
+        let tokens = encode(text, &self.chat, self.add_special)?.into();
+        let echo = self.echo.then(|| echo(&self.chat));
+        Ok(Prompt { tokens, echo })
+    }
+}
+
+/// Reads a chat request.
+pub fn read(fields: &Fields<'_>, text: &Text) -> Result<Draft, ApiError> {
     let manner = Manner::read(fields, text, None)?;
     let stream = stream(fields)?;
     let logprobs = top_logprobs(fields)?;
@@ -24,15 +50,12 @@ pub fn read(fields: &Fields<'_>, text: &Text) -> Result<Job, ApiError> {
         prompt_logprobs: prompt_logprobs.is_some(),
     };
     let n = choices(fields, 1)?;
-    let chat = conversation(fields)?;
-    let echo = fields.flag("echo")?.then(|| echo(&chat));
-    let tokens = encode(fields, text, &chat)?.into();
-    Ok(Job { prompts: vec![Prompt { tokens, echo }], n, manner, logprobs, prompt_logprobs, form })
+    let input = Input::Chat(Box::new(Conversation::read(fields)?));
+    Ok(Draft { input, n, manner, logprobs, prompt_logprobs, form })
 }
 
 /// Tokens of a rendered conversation.
-pub fn encode(fields: &Fields<'_>, text: &Text, chat: &ChatPrompt) -> Result<Vec<u32>, ApiError> {
-    let add_special = fields.flag("add_special_tokens")?;
+pub fn encode(text: &Text, chat: &ChatPrompt, add_special: bool) -> Result<Vec<u32>, ApiError> {
     let rendered = text.chat(chat).map_err(|error| invalid_messages(error.to_string()))?;
     text.encode(&rendered, add_special).map_err(|error| invalid_messages(error.to_string()))
 }

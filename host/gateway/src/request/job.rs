@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use contract::policy::verdict::Admission;
 use contract::request::Request;
 use contract::sampling::Sampling;
 use engine::handle::{Engine, Ticket};
@@ -15,8 +16,8 @@ use crate::request::{sampling, unsupported};
 /// Choices of one request at most, over all its prompts.
 pub const CHOICES_MAX: usize = 256;
 /// Stop texts at most, and the longest one in bytes.
-const STOPS_MAX: usize = 64;
-const STOP_BYTES_MAX: usize = 1024;
+pub const STOPS_MAX: usize = 64;
+pub const STOP_BYTES_MAX: usize = 1024;
 /// Tokens that logprobs name at most beside the drawn one.
 pub const LOGPROBS_MAX: u32 = 20;
 
@@ -68,6 +69,8 @@ pub struct Asker<'a> {
     pub adapter: Option<String>,
     /// Seed of the first choice of a request that brings none.
     pub random: u64,
+    /// How it waits.
+    pub admission: Admission,
 }
 
 impl Job {

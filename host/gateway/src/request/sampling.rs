@@ -11,29 +11,59 @@ use crate::request::fields::Fields;
 /// Entries of `logit_bias` and of `stop_token_ids` at most.
 const ENTRIES_MAX: usize = 1024;
 
+/// What each number may be, whoever sets it.
+pub mod range {
+    /// `temperature`
+    pub fn temperature(value: &f32) -> bool {
+        (0.0..=2.0).contains(value)
+    }
+
+    /// `top_p`
+    pub fn top_p(value: &f32) -> bool {
+        *value > 0.0 && *value <= 1.0
+    }
+
+    /// `min_p`
+    pub fn min_p(value: &f32) -> bool {
+        (0.0..=1.0).contains(value)
+    }
+
+    /// `repetition_penalty`
+    pub fn repetition_penalty(value: &f32) -> bool {
+        *value > 0.0 && *value <= 10.0
+    }
+
+    /// `presence_penalty` and `frequency_penalty`
+    pub fn penalty(value: &f32) -> bool {
+        value.abs() <= 2.0
+    }
+}
+
 /// Reads what acts on logits. Whatever a request leaves open is as `generation_config.json` has it.
 pub fn read(fields: &Fields<'_>, text: &Text) -> Result<Sampling, ApiError> {
     let default = text.default_sampling();
     let neutral = Sampling::default();
-    let penalty = |name| fields.get(name, "a number from -2 to 2", |p: &f32| p.abs() <= 2.0);
+    let penalty = |name| fields.get(name, "a number from -2 to 2", range::penalty);
     Ok(Sampling {
         temperature: fields
-            .get("temperature", "a number from 0 to 2", |t| (0.0..=2.0).contains(t))?
+            .get("temperature", "a number from 0 to 2", range::temperature)?
             .or(default.temperature)
             .unwrap_or(neutral.temperature),
         top_k: top_k(fields)?.or(default.top_k).unwrap_or(neutral.top_k),
         top_p: fields
-            .get("top_p", "a number above 0 and at most 1", |&p| p > 0.0 && p <= 1.0)?
+            .get("top_p", "a number above 0 and at most 1", range::top_p)?
             .or(default.top_p)
             .unwrap_or(neutral.top_p),
         min_p: fields
-            .get("min_p", "a number from 0 to 1", |p| (0.0..=1.0).contains(p))?
+            .get("min_p", "a number from 0 to 1", range::min_p)?
             .or(default.min_p)
             .unwrap_or(neutral.min_p),
         repetition_penalty: fields
-            .get("repetition_penalty", "a number above 0 and at most 10", |&p| {
-                p > 0.0 && p <= 10.0
-            })?
+            .get(
+                "repetition_penalty",
+                "a number above 0 and at most 10",
+                range::repetition_penalty,
+            )?
             .or(default.repetition_penalty)
             .unwrap_or(neutral.repetition_penalty),
         presence_penalty: penalty("presence_penalty")?.unwrap_or(neutral.presence_penalty),

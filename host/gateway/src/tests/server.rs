@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 
 use config::settings::{ApiKey, Server as Settings};
 use contract::counts::{CollectiveCounts, Purpose};
-use contract::policy::{Builtin, Tenant};
+use contract::policy::Policy;
+use contract::policy::builtin::Builtin;
+use contract::policy::deploy::Plugins;
+use contract::policy::subject::Tenant;
 use engine::handle::Engine;
 use engine::metrics::Metrics;
 use gateway::app::{App, Replica};
@@ -27,6 +30,12 @@ pub struct Options {
     pub bounds: Option<Bounds>,
     /// Keys that may call.
     pub keys: Vec<ApiKey>,
+    /// Keys that open `/admin`.
+    pub admin_keys: Vec<ApiKey>,
+    /// In place of the built-in one.
+    pub policy: Option<Arc<dyn Policy>>,
+    /// What operators may change.
+    pub plugins: Option<Arc<dyn Plugins>>,
     /// Largest body.
     pub body_bytes_max: usize,
     /// Longest request.
@@ -40,6 +49,9 @@ impl Default for Options {
         Self {
             bounds: Some(Bounds::default()),
             keys: Vec::new(),
+            admin_keys: Vec::new(),
+            policy: None,
+            plugins: None,
             body_bytes_max: 1 << 20,
             request_timeout: Duration::from_secs(30),
             drain: Duration::from_secs(10),
@@ -78,14 +90,20 @@ impl Server {
         let settings = Settings {
             listen: address,
             api_keys: options.keys,
+            admin_keys: options.admin_keys,
             drain: options.drain,
             body_bytes_max: options.body_bytes_max,
             request_timeout: options.request_timeout,
         };
         let keys =
             settings.api_keys.iter().map(|key| (key.key.clone(), Tenant(key.tenant.clone())));
-        let policy = Arc::new(Builtin::new(BASE, keys));
-        let app = Arc::new(App::new(settings, policy, BASE.to_owned()));
+        let builtin = || Arc::new(Builtin::new(BASE, keys)) as Arc<dyn Policy>;
+        let policy = options.policy.unwrap_or_else(builtin);
+        let mut app = App::new(settings, policy, BASE.to_owned());
+        if let Some(plugins) = options.plugins {
+            app = app.with_plugins(plugins, Registry::default());
+        }
+        let app = Arc::new(app);
         let (stop, stopped) = oneshot::channel();
         let shutdown = async { drop(stopped.await) };
         let served = tokio::spawn(gateway::serve(listener, app.clone(), shutdown));

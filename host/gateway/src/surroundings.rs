@@ -1,0 +1,60 @@
+//! What policies and operators may look at: replicas, adapters, and the length of texts in tokens.
+
+use std::sync::{Arc, Weak};
+
+use contract::policy::replica::{AdapterRow, ReplicaRow, Surroundings};
+
+use crate::app::{App, LOCAL};
+
+/// A server as its policies see it. It does not keep the server: the server keeps its policies.
+pub struct View(Weak<App>);
+
+impl View {
+    /// A view of `app`.
+    pub fn new(app: &Arc<App>) -> Self {
+        Self(Arc::downgrade(app))
+    }
+}
+
+impl Surroundings for View {
+    fn adapters(&self) -> Vec<AdapterRow> {
+        self.0.upgrade().map(|app| adapters(&app)).unwrap_or_default()
+    }
+
+    fn adapter_exists(&self, name: &str) -> bool {
+        let Some(app) = self.0.upgrade() else { return false };
+        app.loaded().is_some_and(|replica| replica.engine.catalogue().get(name).is_ok())
+    }
+
+    fn replicas(&self) -> Vec<ReplicaRow> {
+        self.0.upgrade().map(|app| replicas(&app)).unwrap_or_default()
+    }
+
+    fn count_tokens(&self, text: &str) -> u32 {
+        let Some(app) = self.0.upgrade() else { return 0 };
+        let Some(replica) = app.loaded() else { return 0 };
+        let tokens = replica.engine.text().encode(text, false);
+        tokens.map_or(0, |tokens| tokens.len() as u32)
+    }
+}
+
+/// Adapters that can be asked for, by name.
+pub fn adapters(app: &App) -> Vec<AdapterRow> {
+    let Some(replica) = app.loaded() else { return Vec::new() };
+    let row =
+        |name: &str, lora_rank| AdapterRow { name: name.to_owned(), lora_rank, resident: false };
+    let entries = replica.engine.catalogue().entries();
+    entries.map(|entry| row(&entry.name, entry.lora_rank as u32)).collect()
+}
+
+/// Replicas in their order.
+pub fn replicas(app: &App) -> Vec<ReplicaRow> {
+    let Some(replica) = app.loaded() else { return Vec::new() };
+    let load = replica.engine.load();
+    vec![ReplicaRow {
+        name: LOCAL.to_owned(),
+        healthy: app.replica().is_ok(),
+        running: load.running as u32,
+        waiting: load.waiting as u32,
+    }]
+}

@@ -1,0 +1,243 @@
+//! Look at what comes out, while it is written.
+
+use std::sync::Arc;
+
+use config::settings::Limits;
+use contract::policy::asked::Asked;
+use contract::policy::chunk::{Filter, Released};
+use contract::policy::hook::Hook;
+use contract::policy::subject::Subject;
+use contract::policy::verdict::Denied;
+use serde_json::{Value, json};
+
+use crate::bindings::drystone::policy::types::Request;
+use crate::bindings::exports::drystone::policy::on_chunk as wit;
+use crate::chain::{Chain, Chains};
+use crate::check;
+use crate::guest::Ambient;
+use crate::instance::Instance;
+use crate::plugin::{Plugin, Said};
+use crate::question::{Question, ambient, request};
+use crate::quiet::clean;
+
+/// Text of one choice that a plugin may hold; it is room for the longest hold-back.
+const PENDING_BYTES: usize = 16 << 10;
+/// Released text that a plugin can look back at.
+const RELEASED_BYTES: usize = 4 << 10;
+
+/// Asks about one piece of one choice.
+pub(crate) struct OnChunk {
+    request: Arc<Request>,
+    chunk: wit::Chunk,
+    ambient: Ambient,
+}
+
+impl Question for OnChunk {
+    const HOOK: Hook = Hook::OnChunk;
+    /// With what the guest keeps until the next piece.
+    type Answer = (wit::Verdict, Vec<u8>);
+    type Verdict = (wit::Verdict, Vec<u8>);
+
+    fn ambient(&self) -> Ambient {
+        self.ambient.clone()
+    }
+
+    async fn ask(&self, instance: &mut Instance) -> wasmtime::Result<Option<Self::Answer>> {
+        let Some(hook) = &instance.hooks.on_chunk else { return Ok(None) };
+        let verdict = hook.call_on_chunk(&mut instance.store, &self.request, &self.chunk).await?;
+        Ok(Some((verdict, instance.end().state)))
+    }
+
+    fn check(&self, answer: Self::Answer, limits: &Limits) -> Result<Self::Verdict, String> {
+        match &answer.0 {
+            wit::Verdict::Pass => {}
+            wit::Verdict::Replace(text) => check::size([&**text], limits.output_bytes)?,
+            wit::Verdict::Stop(wit::Ending { text, reason }) => {
+                check::size([&**text, reason], limits.output_bytes)?;
+            }
+            wit::Verdict::Hold if self.chunk.pending.len() > PENDING_BYTES => {
+                let bytes = self.chunk.pending.len();
+                return Err(format!("it holds {bytes} bytes, {PENDING_BYTES} may be"));
+            }
+            wit::Verdict::Hold => {}
+        }
+        Ok(answer)
+    }
+
+    fn input(&self) -> Value {
+        json!({ "request": self.request, "chunk": self.chunk })
+    }
+}
+
+/// The plugins that the text of one choice passes, one after the other.
+struct Pipeline {
+    chains: Arc<Chains>,
+    chain: Chain,
+    request: Arc<Request>,
+    stages: Vec<Stage>,
+    choice: u32,
+}
+
+/// One plugin's part of a pipeline.
+struct Stage {
+    plugin: Arc<Plugin>,
+    /// Text that came and was not released.
+    pending: String,
+    /// Bytes that were released.
+    released: u64,
+    /// What the guest sees besides.
+    ambient: Ambient,
+}
+
+impl Chains {
+    /// What the text of `choice` passes; `None` where nobody looks.
+    pub(crate) fn filter(
+        self: &Arc<Self>,
+        chain: Chain,
+        subject: &Subject,
+        choice: u32,
+    ) -> Option<Box<dyn Filter>> {
+        if chain.is_empty() {
+            return None;
+        }
+        let stage = |plugin: &Arc<Plugin>| Stage {
+            plugin: plugin.clone(),
+            pending: String::new(),
+            released: 0,
+            ambient: ambient(subject),
+        };
+        Some(Box::new(Pipeline {
+            chains: self.clone(),
+            chain,
+            request: Arc::new(request(subject)),
+            stages: self.enforced(chain).map(stage).collect(),
+            choice,
+        }))
+    }
+}
+
+impl Filter for Pipeline {
+    fn push<'a>(&'a mut self, piece: &'a str, last: bool) -> Asked<'a, Result<Released, Denied>> {
+        if piece.is_empty() && !last {
+            return Asked::now(Ok(Released::default()));
+        }
+        self.shadow(piece, last);
+        Asked::later(self.pass(piece, last))
+    }
+}
+
+impl Pipeline {
+    /// What one stage releases is the next one's piece. Where a stage stops, that is the last.
+    async fn pass(&mut self, piece: &str, last: bool) -> Result<Released, Denied> {
+        let mut flow = Released { text: piece.to_owned(), stopped: false };
+        for stage in &mut self.stages {
+            let ends = last || flow.stopped;
+            if flow.text.is_empty() && !ends {
+                break;
+            }
+            let next = stage.push(&self.request, self.choice, flow.text, ends).await?;
+            flow = Released { text: next.text, stopped: next.stopped || flow.stopped };
+        }
+        Ok(flow)
+    }
+
+    /// Shadows see the pieces as they came.
+    fn shadow(&self, piece: &str, last: bool) {
+        let question = || OnChunk {
+            request: self.request.clone(),
+            chunk: wit::Chunk { choice: self.choice, pending: piece.to_owned(), released: 0, last },
+            ambient: Ambient::default(),
+        };
+        let differs = |(verdict, _): &(wit::Verdict, _)| *verdict != wit::Verdict::Pass;
+        self.chains.shadow(self.chain, question, differs);
+    }
+}
+
+impl Stage {
+    async fn push(
+        &mut self,
+        request: &Arc<Request>,
+        choice: u32,
+        piece: String,
+        last: bool,
+    ) -> Result<Released, Denied> {
+        self.pending.push_str(&piece);
+        let question = self.question(request, choice, last);
+        let (text, hold_back, stopped) = match self.plugin.hear(&question).await {
+            Said::Verdict((verdict, state)) => {
+                self.ambient.state = state;
+                self.decide(verdict, last)
+            }
+            // As if the plugin were not there: nothing waits for it.
+            Said::Nothing | Said::Builtin => (std::mem::take(&mut self.pending), 0, false),
+            Said::Refused(denied) => return Err(denied),
+        };
+        Ok(self.release(text, hold_back, stopped))
+    }
+
+    fn question(&mut self, request: &Arc<Request>, choice: u32, last: bool) -> OnChunk {
+        let pending = self.pending.clone();
+        let chunk = wit::Chunk { choice, pending, released: self.released, last };
+        OnChunk { request: request.clone(), chunk, ambient: self.ambient.clone() }
+    }
+
+    /// The text that takes the place of the pending one, how many of its characters stay, and
+    /// whether this is the end.
+    fn decide(&mut self, verdict: wit::Verdict, last: bool) -> (String, usize, bool) {
+        let pending = std::mem::take(&mut self.pending);
+        let hold_back = if last { 0 } else { self.plugin.hold_back() };
+        match verdict {
+            wit::Verdict::Pass => (pending, hold_back, false),
+            wit::Verdict::Replace(text) => (text, hold_back, false),
+            // After the last piece nothing can be waited for.
+            wit::Verdict::Hold if last => (pending, 0, false),
+            wit::Verdict::Hold => (pending, usize::MAX, false),
+            wit::Verdict::Stop(wit::Ending { text, reason }) => {
+                let (plugin, reason) = (&*self.plugin.settings.name, clean(&reason));
+                tracing::info!(plugin, "the plugin ended a choice: {reason}");
+                (text, 0, true)
+            }
+        }
+    }
+
+    fn release(&mut self, mut text: String, hold_back: usize, stopped: bool) -> Released {
+        self.pending = text.split_off(held_from(&text, hold_back));
+        self.released += text.len() as u64;
+        if !text.is_empty() {
+            let all = [&*self.ambient.released, &text].concat();
+            let start = all.ceil_char_boundary(all.len().saturating_sub(RELEASED_BYTES));
+            self.ambient.released = Arc::from(&all[start..]);
+        }
+        Released { text, stopped }
+    }
+}
+
+/// Where the last `characters` of `text` begin.
+fn held_from(text: &str, characters: usize) -> usize {
+    if characters == 0 {
+        return text.len();
+    }
+    text.char_indices().rev().nth(characters - 1).map_or(0, |(at, _)| at)
+}
+
+impl Plugin {
+    /// Characters of an answer that wait for more.
+    fn hold_back(&self) -> usize {
+        self.current.load().as_ref().map_or(0, |generation| generation.hold_back)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_held_in_whole_characters() {
+        assert_eq!(held_from("abc", 0), 3);
+        assert_eq!(held_from("abc", 2), 1);
+        assert_eq!(held_from("aéx", 2), 1);
+        assert_eq!(held_from("é", 5), 0);
+        assert_eq!(held_from("", 1), 0);
+        assert_eq!(held_from("abc", usize::MAX), 0);
+    }
+}

@@ -1,0 +1,118 @@
+//! Which replica runs it?
+
+use config::settings::Limits;
+use contract::policy::builtin;
+use contract::policy::hook::Hook;
+use contract::policy::replica::{Demand, Replica};
+use contract::policy::subject::Subject;
+use serde_json::{Value, json};
+
+use crate::bindings::exports::drystone::policy::score_replicas as wit;
+use crate::chain::{Chain, Chains};
+use crate::guest::Ambient;
+use crate::instance::Instance;
+use crate::plugin::Said;
+use crate::question::{Question, ambient};
+
+/// Asks about one request.
+pub(crate) struct ScoreReplicas {
+    demand: wit::Demand,
+    replicas: Vec<wit::Replica>,
+    ambient: Ambient,
+}
+
+impl ScoreReplicas {
+    pub(crate) fn new(subject: &Subject, demand: &Demand, replicas: &[Replica]) -> Self {
+        let demand = wit::Demand {
+            prompt_tokens: demand.prompt_tokens,
+            max_tokens: demand.max_tokens,
+            affinity: demand.affinity,
+        };
+        let replicas = replicas.iter().map(replica).collect();
+        Self { demand, replicas, ambient: ambient(subject) }
+    }
+}
+
+fn replica(replica: &Replica) -> wit::Replica {
+    wit::Replica {
+        running: replica.running,
+        waiting: replica.waiting,
+        kv_used: replica.kv_used,
+        adapter_resident: replica.adapter_resident,
+        prefix_hit: replica.prefix_hit,
+        local: replica.local,
+    }
+}
+
+impl Question for ScoreReplicas {
+    const HOOK: Hook = Hook::ScoreReplicas;
+    type Answer = Vec<f32>;
+    type Verdict = Vec<f32>;
+
+    fn ambient(&self) -> Ambient {
+        self.ambient.clone()
+    }
+
+    async fn ask(&self, instance: &mut Instance) -> wasmtime::Result<Option<Self::Answer>> {
+        let Some(hook) = &instance.hooks.score_replicas else { return Ok(None) };
+        let store = &mut instance.store;
+        hook.call_score_replicas(store, self.demand, &self.replicas).await.map(Some)
+    }
+
+    fn check(&self, scores: Vec<f32>, _: &Limits) -> Result<Vec<f32>, String> {
+        if scores.len() != self.replicas.len() {
+            let (scores, replicas) = (scores.len(), self.replicas.len());
+            return Err(format!("it has {scores} scores for {replicas} replicas"));
+        }
+        match scores.iter().find(|score| !score.is_finite()) {
+            Some(score) => Err(format!("the score {score} is not finite")),
+            None => Ok(scores),
+        }
+    }
+
+    fn input(&self) -> Value {
+        json!({ "demand": self.demand, "replicas": self.replicas })
+    }
+}
+
+impl Chains {
+    /// The scores of all plugins are added up.
+    pub(crate) async fn score_replicas(
+        &self,
+        chain: Chain,
+        subject: &Subject,
+        demand: &Demand,
+        replicas: &[Replica],
+    ) -> Vec<f32> {
+        let question = ScoreReplicas::new(subject, demand, replicas);
+        let mut sums: Option<Vec<f32>> = None;
+        for plugin in self.enforced(chain) {
+            match plugin.hear(&question).await {
+                Said::Verdict(scores) => sums = Some(added(sums, scores)),
+                Said::Nothing => {}
+                // No replica is worse than another to a plugin that was meant to refuse: a request
+                // that got this far has been admitted.
+                Said::Builtin | Said::Refused(_) => sums = Some(plain(replicas)),
+            }
+        }
+        sums.unwrap_or_else(|| plain(replicas))
+    }
+}
+
+/// The server's own scores.
+pub(crate) fn plain(replicas: &[Replica]) -> Vec<f32> {
+    replicas.iter().map(builtin::score).collect()
+}
+
+fn added(sums: Option<Vec<f32>>, scores: Vec<f32>) -> Vec<f32> {
+    let Some(mut sums) = sums else { return scores };
+    for (sum, score) in sums.iter_mut().zip(scores) {
+        *sum = (*sum + score).clamp(f32::MIN, f32::MAX);
+    }
+    sums
+}
+
+/// The place of the lowest score.
+pub(crate) fn lowest(scores: &[f32]) -> Option<usize> {
+    (0..scores.len()).min_by(|a, b| scores[*a].total_cmp(&scores[*b]))
+}
