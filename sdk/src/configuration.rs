@@ -48,10 +48,7 @@ mod tests {
     #[test]
     fn an_error_names_the_key() {
         let error = read::<Config>(r#"{"rules": [{"percent": 300}]}"#).unwrap_err();
-        assert_eq!(
-            error,
-            "config.rules[0].percent: invalid value: integer `300`, expected u8"
-        );
+        assert_eq!(error, "config.rules[0].percent: invalid value: integer `300`, expected u8");
     }
 
     #[test]

@@ -56,9 +56,7 @@ impl<P: Plugin> plugin::exports::drystone::policy::plugin::Guest for Exported<P>
         }
     }
 
-    fn init(
-        config: String,
-    ) -> Result<plugin::exports::drystone::policy::plugin::Setup, String> {
+    fn init(config: String) -> Result<plugin::exports::drystone::policy::plugin::Setup, String> {
         log_panics();
         let policy = start::<P>(&config)?;
         let hold_back = policy.hold_back();

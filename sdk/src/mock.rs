@@ -75,8 +75,10 @@ pub fn header(name: &str, value: &str) {
 
 /// Gives the request its messages, as `(role, content)`.
 pub fn messages(messages: &[(&str, &str)]) {
-    let message =
-        |(role, content): &(&str, &str)| Message { role: (*role).into(), content: (*content).into() };
+    let message = |(role, content): &(&str, &str)| Message {
+        role: (*role).into(),
+        content: (*content).into(),
+    };
     with(|host| host.messages = messages.iter().map(message).collect());
 }
 

@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 
 use crate::host::text::{PatternSet, WordSet};
 use crate::types::{
-    AdmitVerdict, Admission, Caller, Chunk, ChunkVerdict, Completion, Demand, Denial, Identity,
+    Admission, AdmitVerdict, Caller, Chunk, ChunkVerdict, Completion, Demand, Denial, Identity,
     Load, Replica, Request, RequestVerdict, Resolution, Response, ResponseEdit, Selection,
 };
 

@@ -43,9 +43,11 @@ fn read(metadata: &Value, manifest: &Path) -> Result<Crate, &'static str> {
     });
     let package = packages.next().ok_or("has no [package]")?;
     let mut targets = package["targets"].as_array().into_iter().flatten();
-    let cdylib = |target: &&Value| target["crate_types"].as_array().is_some_and(|types| {
-        types.iter().any(|crate_type| crate_type == "cdylib")
-    });
+    let cdylib = |target: &&Value| {
+        target["crate_types"]
+            .as_array()
+            .is_some_and(|types| types.iter().any(|crate_type| crate_type == "cdylib"))
+    };
     let library = targets.find(cdylib);
     let library = library.ok_or("is no plugin: [lib] needs crate-type = [\"cdylib\", \"rlib\"]")?;
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();

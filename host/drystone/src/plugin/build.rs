@@ -43,13 +43,10 @@ mod tests {
     #[test]
     fn the_report_has_what_an_operator_asks() {
         let surface = Surface { hooks: vec!["admit".into()], imports: Vec::new() };
-        let built = Built {
-            name: "quota".into(),
-            component: vec![0; 2048],
-            sha256: "ab".into(),
-            surface,
-        };
-        let expected = "quota.wasm\n  size    2.0 KiB\n  hooks   admit\n  asks    none\n  sha256  ab";
+        let built =
+            Built { name: "quota".into(), component: vec![0; 2048], sha256: "ab".into(), surface };
+        let expected =
+            "quota.wasm\n  size    2.0 KiB\n  hooks   admit\n  asks    none\n  sha256  ab";
         assert_eq!(super::report(&built, "quota.wasm"), expected);
     }
 }

@@ -113,10 +113,9 @@ impl Policy for Misbehave {
             Command::BadIndex => {
                 AdmitVerdict::Admit(Admission { priority: i32::MAX, deadline_ms: Some(0) })
             }
-            command => command.denial().map_or_else(
-                || AdmitVerdict::Admit(Admission::default()),
-                AdmitVerdict::Shed,
-            ),
+            command => command
+                .denial()
+                .map_or_else(|| AdmitVerdict::Admit(Admission::default()), AdmitVerdict::Shed),
         }
     }
 
