@@ -19,7 +19,7 @@ pub fn start(survey: &Survey) -> Result<Replica, Failure> {
     let begun = Instant::now();
     let group = ranks(survey)?;
     let counts = Arc::clone(group.counts());
-    let limits = group.limits();
+    let (limits, backend) = (group.limits(), group.backend().to_owned());
     let metrics = Arc::new(Metrics::new(&survey.settings.model.name, limits.positions_max));
     let mut registry = Registry::default();
     metrics.register(&mut registry);
@@ -37,6 +37,7 @@ pub fn start(survey: &Survey) -> Result<Replica, Failure> {
     })?;
     tracing::info!(
         model = survey.settings.model.name,
+        backend,
         ranks = survey.settings.parallel.tensor,
         kv_blocks = limits.blocks,
         context_max = limits.positions_max,
