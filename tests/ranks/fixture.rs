@@ -136,6 +136,7 @@ pub fn parallel(tensor: usize) -> Parallel {
     Parallel {
         backend: Backend::Cpu,
         tensor,
+        replicas: 1,
         threads: Some(1),
         comm: CommKind::Auto,
         devices: Vec::new(),
