@@ -19,7 +19,7 @@ pub fn start(survey: &Survey) -> Result<Replica, Failure> {
     let begun = Instant::now();
     let group = ranks(survey)?;
     let counts = Arc::clone(group.counts());
-    let (limits, backend) = (group.limits(), group.backend().to_owned());
+    let limits = group.limits();
     let metrics = Arc::new(Metrics::new(&survey.settings.model.name, limits.positions_max));
     let mut registry = Registry::default();
     metrics.register(&mut registry);
@@ -37,7 +37,6 @@ pub fn start(survey: &Survey) -> Result<Replica, Failure> {
     })?;
     tracing::info!(
         model = survey.settings.model.name,
-        backend,
         ranks = survey.settings.parallel.tensor,
         kv_blocks = limits.blocks,
         context_max = limits.positions_max,
@@ -67,7 +66,9 @@ fn ranks(survey: &Survey) -> Result<Group, Failure> {
             std::thread::sleep(Duration::from_millis(20));
         }
         bar.finish_and_clear();
-        Ok(loading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?)
+        let group = loading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        tracing::info!("the ranks compute on {}", group.backend());
+        Ok(group)
     })
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use collective::comm::Comm;
 use collective::solo::Solo;
 use collective::threads::ThreadComm;
-use config::environment::cache_folder;
+use config::environment::cache_dir;
 use config::settings::{self, CommKind, Parallel};
 use contract::counts::CollectiveCounts;
 use kernels::cpu::Cpu;
@@ -72,7 +72,7 @@ impl Backend {
         let threads = match self {
             Self::Cuda(device) => {
                 let dtype = source.dtype;
-                let kernels = cache_folder().map(|folder| folder.join("kernels"));
+                let kernels = cache_dir().map(|caches| caches.join("drystone/kernels"));
                 let open = move || Cuda::open(device.ordinal, dtype, kernels.as_deref());
                 return vec![build(open, Solo, source)];
             }
