@@ -3,6 +3,9 @@
 /// Every position's logprobs of every base and adapter, as PEFT has them, at every number of ranks.
 mod goldens;
 
+/// The CUDA backend in a whole model.
+mod cuda;
+
 /// An adapter merged into the base's weights computes what the applied adapter computes.
 mod merged;
 

@@ -50,6 +50,19 @@ pub enum Precision {
     Full,
 }
 
+/// Activations that can be copied within a backend.
+pub trait Copied {
+    /// Replaces the first `elements` by those of `from`.
+    fn copy_from(&mut self, from: &Self, elements: usize) -> Result<()>;
+}
+
+impl Copied for Vec<f32> {
+    fn copy_from(&mut self, from: &Self, elements: usize) -> Result<()> {
+        self[..elements].copy_from_slice(&from[..elements]);
+        Ok(())
+    }
+}
+
 /// Attention heads of one rank. A row of fused queries, keys and values is
 /// `[queries * dim | keys_values * dim | keys_values * dim]`.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -16,7 +16,8 @@ fn what_this_build_or_model_does_not_have_is_refused_by_name() {
     let fixture = Fixture::open("llama");
     let model = fixture.model(fixture.base());
     let cases = [
-        (Parallel { backend: Backend::Cuda, ..parallel(1) }, "backend = \"cuda\""),
+        (Parallel { backend: Backend::Cuda, devices: vec![999], ..parallel(1) }, "\"cuda\": "),
+        (Parallel { backend: Backend::Cuda, ..parallel(2) }, "backend = \"cuda\": "),
         (Parallel { comm: CommKind::Nccl, ..parallel(2) }, "comm = \"nccl\""),
         (Parallel { comm: CommKind::Peer, ..parallel(2) }, "comm = \"peer\""),
         (parallel(3), "8 attention heads cannot be cut across 3 ranks"),

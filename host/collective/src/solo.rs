@@ -1,6 +1,7 @@
 //! The group of one rank.
 
 use contract::counts::Purpose;
+use kernels::ops::Copied;
 
 use crate::comm::{Comm, CommError};
 
@@ -9,7 +10,7 @@ use crate::comm::{Comm, CommError};
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Solo;
 
-impl<B: AsRef<[f32]> + AsMut<[f32]>> Comm<B> for Solo {
+impl<B: Copied> Comm<B> for Solo {
     fn rank(&self) -> usize {
         0
     }
@@ -29,7 +30,7 @@ impl<B: AsRef<[f32]> + AsMut<[f32]>> Comm<B> for Solo {
         elements: usize,
         _: Purpose,
     ) -> Result<(), CommError> {
-        whole.as_mut()[..elements].copy_from_slice(&part.as_ref()[..elements]);
-        Ok(())
+        let copied = whole.copy_from(part, elements);
+        copied.map_err(|error| CommError::Library(error.to_string()))
     }
 }

@@ -4,6 +4,7 @@
 //! steps, and every figure is also given as a ratio: to the floor, and of adapters to the base.
 
 mod batches;
+mod deployment;
 mod generations;
 mod measure;
 pub mod policy;

@@ -72,6 +72,20 @@ pub struct Demo {
     /// Tensor-parallel ranks: 1, 2, 4 or 8.
     #[arg(long, value_name = "RANKS", default_value_t = 2)]
     pub tensor: usize,
+    /// What computes; a GPU runs one rank.
+    #[arg(long, value_enum, default_value_t = Backend::Auto)]
+    pub backend: Backend,
+}
+
+/// What computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Backend {
+    /// A GPU where one is found, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
 }
 
 /// What to measure.
@@ -193,9 +207,12 @@ pub struct Offline {
     /// Shape of the model.
     #[arg(long, value_enum, default_value_t = Shape::Llama1b)]
     pub shape: Shape,
-    /// Tensor-parallel ranks.
-    #[arg(long, default_value_t = 2)]
-    pub tensor: usize,
+    /// What computes.
+    #[arg(long, value_enum, default_value_t = Backend::Auto)]
+    pub backend: Backend,
+    /// Tensor-parallel ranks [default: 2 on the CPU, 1 on a GPU].
+    #[arg(long)]
+    pub tensor: Option<usize>,
     /// Threads of one rank [default: the machine's cores shared among the ranks].
     #[arg(long)]
     pub threads: Option<usize>,
@@ -208,15 +225,36 @@ pub struct Offline {
     /// Prompt tokens of the prefill run.
     #[arg(long, default_value_t = 512)]
     pub prompt: usize,
+    /// Prompts of the prefill run, all in one step.
+    #[arg(long, default_value_t = 1)]
+    pub prompts: usize,
     /// Decode steps of a run.
     #[arg(long, default_value_t = 24)]
     pub steps: usize,
-    /// Lora rank of the adapters; every sequence of a batch has its own.
+    /// Kinds of adapters to run beside the base, one after the other.
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Lora::Plain, Lora::Bd])]
+    pub lora: Vec<Lora>,
+    /// Lora rank of the adapters.
     #[arg(long, default_value_t = 16)]
     pub lora_rank: usize,
+    /// Different adapters at most; up to that many, every sequence of a batch has its own
+    /// [default: as many as the largest batch].
+    #[arg(long)]
+    pub adapters: Option<usize>,
     /// Print JSON rows instead of a table.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Kinds of adapters to measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Lora {
+    /// None: the base alone.
+    Off,
+    /// Plain LoRA, replicated.
+    Plain,
+    /// BD-LoRA with as many blocks as the model has ranks.
+    Bd,
 }
 
 /// Model shapes to measure.
@@ -228,4 +266,10 @@ pub enum Shape {
     /// 100 million parameters, 12 layers.
     #[value(name = "100m")]
     Llama100m,
+    /// Llama-3.1-8B's: 8 billion parameters, 32 layers.
+    #[value(name = "8b")]
+    Llama8b,
+    /// What one of 8 ranks holds of Llama-3.1-70B, 80 layers, without its peers.
+    #[value(name = "70b-tp8")]
+    Llama70bTp8,
 }

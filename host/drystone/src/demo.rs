@@ -34,7 +34,7 @@ const QUESTIONS: [Question; 5] = [
 /// Runs the demo.
 pub fn command(options: &cli::Demo) -> Result<(), Failure> {
     let files = Files::unpack()?;
-    let survey = Survey::of(files.settings(options.listen, options.tensor)?)?;
+    let survey = Survey::of(files.settings(options)?)?;
     let once = options.once;
     serve(survey, move |ready| {
         ask_all(&ready)?;

@@ -80,7 +80,9 @@ fn ranks(survey: &Survey, number: usize) -> Result<Group, Failure> {
             std::thread::sleep(Duration::from_millis(20));
         }
         bar.finish_and_clear();
-        Ok(loading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?)
+        let group = loading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        tracing::info!("the ranks compute on {}", group.backend());
+        Ok(group)
     })
 }
 

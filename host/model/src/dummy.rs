@@ -1,6 +1,7 @@
 //! Random weights in the shape of a real model.
 
 use std::ops::Range;
+use std::thread;
 
 use contract::tensor::DType;
 use half::{bf16, f16};
@@ -10,6 +11,9 @@ use crate::tensors::Tensor;
 /// Half the width of the uniform distribution whose standard deviation is 0.02, the usual
 /// `initializer_range`.
 const LIMIT: f32 = 0.034_64;
+
+/// From this many bytes on, more threads share the work: a model of billions is made in seconds.
+const THREAD_BYTES_MIN: usize = 1 << 20;
 
 /// Weights that depend on the seed, the tensor's name and the element's place alone, so that every
 /// cut of a tensor is a cut of the same matrix. Norms are ones, biases zeros.
@@ -26,17 +30,36 @@ impl Dummy {
     pub fn part(&self, tensor: &Tensor, rows: Range<usize>, cols: Range<usize>) -> Vec<u8> {
         let row_bytes = cols.len() * self.dtype.bytes();
         let mut bytes = vec![0; rows.len() * row_bytes];
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let threads = cores.min(bytes.len() / THREAD_BYTES_MIN).max(1);
+        let share = rows.len().div_ceil(threads).max(1);
+        thread::scope(|scope| {
+            for (index, bytes) in bytes.chunks_mut(share * row_bytes).enumerate() {
+                let (first, cols) = (rows.start + index * share, cols.clone());
+                let fill = move || self.fill(tensor, first, cols, bytes);
+                if threads == 1 {
+                    fill();
+                } else {
+                    scope.spawn(fill);
+                }
+            }
+        });
+        bytes
+    }
+
+    /// Writes rows from `first` on, as many as `bytes` hold.
+    fn fill(&self, tensor: &Tensor, first: usize, cols: Range<usize>, bytes: &mut [u8]) {
+        let row_bytes = cols.len() * self.dtype.bytes();
         let key = self.key(&tensor.name);
-        for (row, bytes) in rows.zip(bytes.chunks_exact_mut(row_bytes)) {
-            let first = row * tensor.cols();
-            let places = first + cols.start..first + cols.end;
+        for (row, bytes) in (first..).zip(bytes.chunks_exact_mut(row_bytes)) {
+            let start = row * tensor.cols();
+            let places = start + cols.start..start + cols.end;
             match tensor.name.as_str() {
                 name if name.ends_with("norm.weight") => self.write(places.map(|_| 1.0), bytes),
                 name if name.ends_with(".bias") => self.write(places.map(|_| 0.0), bytes),
                 _ => self.write(places.map(|place| uniform(key ^ place as u32)), bytes),
             }
         }
-        bytes
     }
 
     /// FNV-1a, so that weights are the same for ever.

@@ -10,7 +10,7 @@ use contract::step::{Answer, Batch, Executor, Fault, StepOutput};
 use model::blueprint::Progress;
 use model::hf::ModelConfig;
 
-use crate::backend;
+use crate::backend::Backend;
 use crate::error::StartError;
 use crate::source::Source;
 use crate::worker::{Build, Command, Failure, Worker};
@@ -36,6 +36,8 @@ pub struct Group {
     workers: Vec<Worker>,
     limits: Limits,
     counts: Arc<CollectiveCounts>,
+    /// What the ranks compute on, in words.
+    backend: String,
     /// The rank that failed for good, and what it said.
     dead: Option<(usize, String)>,
 }
@@ -55,10 +57,12 @@ impl Group {
     /// Starts the ranks and waits until all have loaded their part of the model.
     pub fn start(spec: &GroupSpec<'_>) -> Result<Self, StartError> {
         let counts = Arc::new(CollectiveCounts::default());
-        backend::check(spec.parallel)?;
+        let backend = Backend::choose(spec.parallel)?;
+        let name = backend.to_string();
         let source = Source::open(spec)?;
         let limits = source.limits;
-        Self::of(backend::builds(spec.parallel, source, &counts), limits, counts)
+        let builds = backend.builds(spec.parallel.tensor, source, &counts);
+        Ok(Self { backend: name, ..Self::of(builds, limits, counts)? })
     }
 
     fn of(
@@ -71,7 +75,7 @@ impl Group {
             Worker::spawn(rank, build).map_err(|error| failed(rank, error.to_string()))
         };
         let workers = builds.into_iter().enumerate().map(spawn).collect::<Result<_, _>>()?;
-        let mut group = Self { workers, limits, counts, dead: None };
+        let mut group = Self { workers, limits, counts, backend: String::new(), dead: None };
         match group.replies() {
             Ok(_) => Ok(group),
             Err(Fault::Dead { rank, message }) => Err(failed(rank, message)),
@@ -82,6 +86,11 @@ impl Group {
     /// What there is room for.
     pub fn limits(&self) -> Limits {
         self.limits
+    }
+
+    /// What the ranks compute on, in words.
+    pub fn backend(&self) -> &str {
+        &self.backend
     }
 
     /// Collectives so far.

@@ -15,10 +15,12 @@ use crate::group::{GroupSpec, Limits};
 pub struct Source {
     config: ModelConfig,
     weights: Weights,
-    dtype: DType,
+    /// Element type of weights, KV cache and adapters.
+    pub dtype: DType,
     block_tokens: usize,
     slots_max: usize,
     progress: Arc<Progress>,
+    /// What there is room for.
     pub limits: Limits,
 }
 

@@ -7,6 +7,7 @@ use cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
 
 use crate::element;
 use crate::error::Result;
+use crate::ops::Copied;
 
 use super::status::{During, allocation};
 use super::upload::Upload;
@@ -42,6 +43,13 @@ impl Memory {
         stream.memcpy_dtoh(&from, into).during("copying to the host")?;
         stream.synchronize().during("finishing what was launched")
     }
+
+    /// Replaces the first `bytes` by those of `from`, in the order of the stream.
+    fn copy_from(&mut self, from: &Self, bytes: usize) -> Result<()> {
+        let stream = Arc::clone(self.slice.stream());
+        let mut to = self.slice.slice_mut(..bytes);
+        stream.memcpy_dtod(&from.slice.slice(..bytes), &mut to).during("copying on the device")
+    }
 }
 
 /// Activations, logits or shrunk activations.
@@ -52,13 +60,13 @@ pub struct Buf {
 }
 
 impl Buf {
-    pub fn new(stream: &Arc<CudaStream>, elements: usize, dtype: DType) -> Result<Self> {
+    pub(super) fn new(stream: &Arc<CudaStream>, elements: usize, dtype: DType) -> Result<Self> {
         let memory = Memory::zeroed(stream, elements * dtype.bytes(), "activations")?;
         Ok(Self { memory, dtype, elements })
     }
 
     /// Where it lies. An operation says what it takes it for: kernels do not check.
-    pub fn address(&self, dtype: DType, elements: usize) -> u64 {
+    pub(super) fn address(&self, dtype: DType, elements: usize) -> u64 {
         assert!(
             dtype == self.dtype && elements <= self.elements,
             "{elements} elements of {dtype} wanted, {} of {} there: this is a bug",
@@ -68,11 +76,11 @@ impl Buf {
         self.memory.address()
     }
 
-    pub fn dtype(&self) -> DType {
+    pub(super) fn dtype(&self) -> DType {
         self.dtype
     }
 
-    pub fn write(&mut self, upload: &mut Upload, values: &[f32]) -> Result<()> {
+    pub(super) fn write(&mut self, upload: &mut Upload, values: &[f32]) -> Result<()> {
         let mut bytes = Vec::with_capacity(values.len() * self.dtype.bytes());
         values.iter().for_each(|value| element::write(self.dtype, *value, &mut bytes));
         let mut writer = upload.to(self.address(self.dtype, values.len()));
@@ -81,7 +89,7 @@ impl Buf {
     }
 
     /// Waits for the stream, and reads `elements` from the `first` on.
-    pub fn read(
+    pub(super) fn read(
         &self,
         stream: &Arc<CudaStream>,
         first: usize,
@@ -90,5 +98,12 @@ impl Buf {
         let mut bytes = vec![0; elements * self.dtype.bytes()];
         self.memory.read(stream, first * self.dtype.bytes(), &mut bytes)?;
         Ok(element::values(self.dtype, &bytes).collect())
+    }
+}
+
+impl Copied for Buf {
+    fn copy_from(&mut self, from: &Self, elements: usize) -> Result<()> {
+        assert_eq!(self.dtype, from.dtype, "buffers of one kind are copied: this is a bug");
+        self.memory.copy_from(&from.memory, elements * self.dtype.bytes())
     }
 }

@@ -35,6 +35,7 @@ mod lora_shrink;
 mod lora_expand;
 mod sample;
 mod graph;
+mod bandwidth;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -52,13 +53,15 @@ use cache::Cache;
 use device::Device;
 use gemm::Gemm;
 use lora::Site;
-use memory::{Buf, Memory};
+use memory::Memory;
 use step::{IndexPool, Step};
 use upload::Upload;
 use weight::Weight;
 
+pub use bandwidth::bandwidth;
 pub use found::{Found, WhyNot, found};
 pub use graph::Graph;
+pub use memory::Buf;
 
 /// The backend of one rank on one device.
 pub struct Cuda {

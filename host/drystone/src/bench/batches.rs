@@ -7,7 +7,10 @@ use contract::adapter::Slot;
 use contract::sampling::Sampling;
 use contract::step::{Batch, BlockId, Choice, Draw, Query, Segment, Span};
 
-/// Sequences with equal lengths, each with blocks and, if `adapters`, a slot of its own.
+/// Tokens that every shape's vocabulary has.
+const TOKENS: usize = 16_000;
+
+/// Sequences with equal lengths, each with blocks of its own.
 pub struct Sequences {
     /// How many.
     pub count: usize,
@@ -15,8 +18,8 @@ pub struct Sequences {
     pub block_tokens: usize,
     /// Blocks that every sequence owns.
     pub blocks: usize,
-    /// Whether sequence `i` uses slot `i`.
-    pub adapters: bool,
+    /// Slots that they share evenly, neighbours one slot; 0 for none.
+    pub adapters: usize,
 }
 
 impl Sequences {
@@ -47,13 +50,14 @@ impl Sequences {
     ) -> Range<u32> {
         let (first, table) = (batch.tokens.len() as u32, batch.blocks.len() as u32);
         let rows = first..first + positions.len() as u32;
-        batch.tokens.extend(positions.clone().map(|at| ((at * 7919 + sequence) % 30_000) as u32));
+        batch.tokens.extend(positions.clone().map(|at| ((at * 7919 + sequence) % TOKENS) as u32));
         batch.positions.extend(positions.clone().map(|at| at as u32));
         let used = positions.end.div_ceil(self.block_tokens);
         let owned = sequence * self.blocks..sequence * self.blocks + used;
         batch.blocks.extend(owned.map(|block| BlockId(block as u32)));
         batch.spans.push(Span { rows: rows.clone(), blocks: table..batch.blocks.len() as u32 });
-        let slot = self.adapters.then_some(Slot(sequence as u32));
+        let slot = (self.adapters > 0)
+            .then(|| Slot((sequence * self.adapters.min(self.count) / self.count) as u32));
         match batch.segments.last_mut() {
             Some(segment) if segment.slot == slot => segment.rows.end = rows.end,
             _ => batch.segments.push(Segment { slot, rows: rows.clone() }),

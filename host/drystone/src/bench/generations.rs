@@ -5,10 +5,7 @@ use contract::adapter::{
 };
 use contract::base::{BaseShape, Projection};
 
-/// The kinds that the bench compares.
-pub const KINDS: [Name; 2] = [Name::Plain, Name::BlockDiagonal];
-
-/// A kind whose blocks, if any, are as many as the ranks.
+/// A kind of adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Name {
     /// Plain LoRA, replicated.
@@ -36,6 +33,8 @@ pub struct Random<'a> {
     pub ranks: usize,
     /// Plain or block-diagonal.
     pub kind: Name,
+    /// Blocks of a block-diagonal one: as many as the ranks that the whole model is cut for.
+    pub blocks: usize,
     /// Full lora rank.
     pub lora_rank: usize,
 }
@@ -54,13 +53,22 @@ impl Random<'_> {
             name: format!("random-{number}"),
             kind: match self.kind {
                 Name::Plain => Kind::Plain,
-                Name::BlockDiagonal => Kind::BlockDiagonal { blocks: self.ranks },
+                Name::BlockDiagonal => Kind::BlockDiagonal { blocks: self.blocks },
             },
             lora_rank: self.lora_rank,
             ranks: (0..self.ranks)
                 .map(|rank| (0..self.base.layers).map(|_| layer(rank)).collect())
                 .collect(),
         }
+    }
+
+    /// Elements of one adapter over all ranks.
+    pub fn elements(&self) -> usize {
+        let pair = |rank| {
+            let shapes = Projection::ALL.map(|projection| self.shape(projection, rank));
+            shapes.iter().map(|shape| shape.a_len() + shape.b_len()).sum::<usize>()
+        };
+        self.base.layers * (0..self.ranks).map(pair).sum::<usize>()
     }
 
     fn pair(&self, projection: Projection, rank: usize, state: &mut u32) -> LocalPair {
@@ -74,7 +82,7 @@ impl Random<'_> {
         let shard = self.base.shard(projection, rank, self.ranks);
         let local = match self.kind {
             Name::Plain => self.lora_rank,
-            Name::BlockDiagonal => self.lora_rank / self.ranks,
+            Name::BlockDiagonal => self.lora_rank / self.blocks,
         };
         PairShape {
             input: shard.input.len(),

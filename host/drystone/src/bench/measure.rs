@@ -1,9 +1,7 @@
 //! Starts ranks on random weights and times their steps.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use config::settings::{self, Backend, CommKind, Load};
 use contract::adapter::Slot;
 use contract::base::Projection;
 use contract::step::{Batch, Executor};
@@ -14,14 +12,14 @@ use ranks::group::{Group, GroupSpec};
 
 use crate::Failure;
 use crate::bench::batches::Sequences;
-use crate::bench::generations::{KINDS, Name, Random};
+use crate::bench::deployment::{
+    BLOCK_TOKENS, CONTEXT, Place, engine, largest_batch, model, parallel,
+};
+use crate::bench::generations::{Name, Random};
 use crate::bench::shapes;
 use crate::bench::table::Row;
-use crate::cli::Offline;
+use crate::cli::{Lora, Offline};
 
-/// Context of a sequence before its first decode step.
-const CONTEXT: usize = 128;
-const BLOCK_TOKENS: usize = 16;
 /// Prefill steps of a run.
 const PREFILLS: usize = 5;
 
@@ -31,7 +29,12 @@ pub struct Bench<'a> {
     config: ModelConfig,
     dtype: DType,
     group: Group,
-    threads: usize,
+    place: Place,
+    ranks: usize,
+    /// Different adapters at most.
+    adapters: usize,
+    /// The kind that lies in the slots.
+    loaded: Option<Name>,
 }
 
 impl<'a> Bench<'a> {
@@ -41,115 +44,136 @@ impl<'a> Bench<'a> {
         let dtype = DType::parse(&options.dtype).ok_or_else(|| {
             Failure::Usage(format!("--dtype {}: bf16, f16 or f32 would do", options.dtype))
         })?;
-        let sequences = options.batch.iter().copied().max().unwrap_or(1);
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = options.threads.unwrap_or_else(|| (cores / options.tensor).max(1));
+        let place = Place::choose(options)?;
+        let parallel = parallel(place, options);
+        let (ranks, adapters) =
+            (parallel.tensor, options.adapters.unwrap_or(largest_batch(options)).max(1));
         let spec = GroupSpec {
             config: &config,
             model: &model(dtype),
-            parallel: &parallel(options.tensor, threads),
-            engine: &engine(&config, sequences, options),
-            slots_max: sequences,
+            parallel: &parallel,
+            engine: &engine(&config, options, ranks, dtype),
+            slots_max: adapters,
             progress: &Arc::new(Progress::default()),
         };
         let group = Group::start(&spec)?;
-        Ok(Self { options, config, dtype, group, threads })
+        Ok(Self { options, config, dtype, group, place, ranks, adapters, loaded: None })
     }
 
     /// What is measured, in a line.
     pub fn title(&self) -> String {
+        let instructions = match self.place {
+            Place::Cpu { .. } => format!(" ({})", kernels::cpu::Isa::best()),
+            Place::Gpu { .. } => String::new(),
+        };
         format!(
-            "{:?} {}, {} ranks x {} threads, {}, adapters of lora rank {}",
+            "{:?} {}, {} ranks on {}{instructions}, adapters of lora rank {}",
             self.options.shape,
             self.dtype,
-            self.options.tensor,
-            self.threads,
-            kernels::cpu::Isa::best(),
+            self.ranks,
+            self.group.backend(),
             self.options.lora_rank,
         )
     }
 
-    /// One prompt in one step: the base, then adapters of both kinds.
+    /// All prompts in one step: the base, then adapters of both kinds.
     pub fn prefill(&mut self) -> Result<Vec<Row>, Failure> {
-        let (rows, block_tokens) = (self.options.prompt, BLOCK_TOKENS);
+        let (count, rows, block_tokens) = (self.options.prompts, self.options.prompt, BLOCK_TOKENS);
         let blocks = rows.div_ceil(BLOCK_TOKENS);
-        let batch =
-            |adapters| Sequences { count: 1, block_tokens, blocks, adapters }.batch(0..rows);
-        let (base, mixed) = (batch(false), batch(true));
-        self.runs("prefill", rows, |_| (Arc::clone(&base), Arc::clone(&mixed)), PREFILLS)
+        let batch = |adapters| Sequences { count, block_tokens, blocks, adapters }.batch(0..rows);
+        let (base, mixed) = (batch(0), batch(self.adapters));
+        let run = Run { phase: "prefill", batch: count * rows, sequences: count, steps: PREFILLS };
+        self.runs(&run, |_| (Arc::clone(&base), Arc::clone(&mixed)))
     }
 
     /// One token of each of `count` sequences a step: the base, then adapters of both kinds.
     pub fn decode(&mut self, count: usize) -> Result<Vec<Row>, Failure> {
-        let steps = self.options.steps;
+        let (steps, adapters) = (self.options.steps, self.adapters);
         let blocks = (CONTEXT + steps + 1).div_ceil(BLOCK_TOKENS);
         let batch = |adapters, positions| {
             let block_tokens = BLOCK_TOKENS;
             Sequences { count, block_tokens, blocks, adapters }.batch(positions)
         };
-        self.group.run(batch(false, 0..CONTEXT))?;
+        self.group.run(batch(0, 0..CONTEXT))?;
         let at = |step| CONTEXT + step..CONTEXT + step + 1;
-        self.runs("decode", count, |step| (batch(false, at(step)), batch(true, at(step))), steps)
+        let run = Run { phase: "decode", batch: count, sequences: count, steps };
+        self.runs(&run, |step| (batch(0, at(step)), batch(adapters, at(step))))
     }
 
     /// Steps of the base and of each kind of adapters in turn, so that all see the same weather.
     fn runs(
         &mut self,
-        phase: &'static str,
-        batch: usize,
+        run: &Run,
         batches: impl Fn(usize) -> (Arc<Batch>, Arc<Batch>),
-        steps: usize,
     ) -> Result<Vec<Row>, Failure> {
         let mut rows = Vec::new();
-        for kind in KINDS {
-            self.load(kind)?;
+        for kind in self.options.lora.clone().into_iter().map(name) {
+            kind.map_or(Ok(()), |kind| self.load(kind))?;
             let (mut base, mut mixed, mut bandwidth) = (Vec::new(), Vec::new(), Vec::new());
-            for step in 0..=steps {
+            for step in 0..=run.steps {
                 let (plain, adapted) = batches(step);
-                let times = [self.step(plain)?, self.step(adapted)?];
+                let plain = self.step(plain)?;
+                let adapted = if kind.is_some() { Some(self.step(adapted)?) } else { None };
                 if step > 0 {
-                    base.push(times[0]);
-                    mixed.push(times[1]);
+                    base.push(plain);
+                    mixed.extend(adapted);
                 }
                 if step % 8 == 0 {
-                    bandwidth.push(self.bandwidth()?);
+                    bandwidth.push(self.place.bandwidth()?);
                 }
             }
-            let (base, mixed, bandwidth) = (median(base), median(mixed), median(bandwidth));
-            let row = |adapters: Option<Name>, step_ms: f64| Row {
-                phase,
-                batch,
-                adapters,
-                step_ms,
-                tokens_per_s: batch as f64 / step_ms * 1e3,
-                floor_ms: self.weight_bytes() / bandwidth / 1e6,
-                bandwidth_gb_s: bandwidth,
-                to_base: step_ms / base,
-            };
-            if kind == KINDS[0] {
-                rows.push(row(None, base));
+            let (base, bandwidth) = (median(base), median(bandwidth));
+            if rows.is_empty() {
+                rows.push(self.row(run, None, (base, base), bandwidth));
             }
-            rows.push(row(Some(kind), mixed));
+            if kind.is_some() {
+                rows.push(self.row(run, kind, (median(mixed), base), bandwidth));
+            }
         }
         Ok(rows)
     }
 
-    /// Of all cores that the ranks use, in GB/s.
-    fn bandwidth(&self) -> Result<f64, Failure> {
-        Ok(kernels::cpu::bandwidth(self.threads * self.options.tensor)?)
+    fn row(
+        &self,
+        run: &Run,
+        kind: Option<Name>,
+        (step_ms, base_ms): (f64, f64),
+        bandwidth: f64,
+    ) -> Row {
+        let adapters = kind.map_or(0, |_| self.adapters.min(run.sequences));
+        let each = kind.map_or(0, |kind| self.random(kind).elements() * self.dtype.bytes());
+        Row {
+            phase: run.phase,
+            batch: run.batch,
+            kind,
+            adapters,
+            step_ms,
+            tokens_per_s: run.batch as f64 / step_ms * 1e3,
+            floor_ms: (self.weight_bytes() + (adapters * each) as f64) / bandwidth / 1e6,
+            bandwidth_gb_s: bandwidth,
+            to_base: step_ms / base_ms,
+        }
+    }
+
+    fn random(&self, kind: Name) -> Random<'_> {
+        Random {
+            base: &self.config.shape,
+            ranks: self.ranks,
+            kind,
+            blocks: self.ranks * shapes::ranks(self.options.shape),
+            lora_rank: self.options.lora_rank,
+        }
     }
 
     fn load(&mut self, kind: Name) -> Result<(), Failure> {
-        let sequences = self.options.batch.iter().copied().max().unwrap_or(1);
-        let random = Random {
-            base: &self.config.shape,
-            ranks: self.options.tensor,
-            kind,
-            lora_rank: self.options.lora_rank,
-        };
-        for slot in 0..sequences as u32 {
-            self.group.load(Slot(slot), Arc::new(random.generation(slot)))?;
+        if self.loaded == Some(kind) {
+            return Ok(());
         }
+        for slot in 0..self.adapters as u32 {
+            let generation = self.random(kind).generation(slot);
+            self.group.load(Slot(slot), Arc::new(generation))?;
+        }
+        self.loaded = Some(kind);
         Ok(())
     }
 
@@ -169,39 +193,20 @@ impl<'a> Bench<'a> {
     }
 }
 
-fn model(dtype: DType) -> settings::Model {
-    settings::Model {
-        path: PathBuf::new(),
-        name: "dummy".to_owned(),
-        dtype: Some(dtype),
-        load: Load::Dummy { seed: 0 },
-        context_max: None,
-    }
+/// What one run repeats.
+struct Run {
+    phase: &'static str,
+    /// Rows of a step.
+    batch: usize,
+    sequences: usize,
+    steps: usize,
 }
 
-fn parallel(tensor: usize, threads: usize) -> settings::Parallel {
-    settings::Parallel {
-        backend: Backend::Cpu,
-        tensor,
-        replicas: 1,
-        threads: Some(threads),
-        comm: CommKind::Auto,
-        devices: Vec::new(),
-    }
-}
-
-/// Bounds with room for the largest run.
-fn engine(config: &ModelConfig, sequences: usize, options: &Offline) -> settings::Engine {
-    let positions = (CONTEXT + options.steps).max(options.prompt) + BLOCK_TOKENS;
-    let position_bytes =
-        config.shape.layers * config.shape.kv_heads * config.shape.head_dim * 2 * 4;
-    settings::Engine {
-        kv_cache_bytes: (sequences * positions * position_bytes * options.tensor) as u64,
-        block_tokens: BLOCK_TOKENS,
-        batch_tokens_max: options.prompt.max(sequences * CONTEXT),
-        sequences_max: sequences,
-        queue_max: sequences,
-        prefix_cache: false,
+fn name(kind: Lora) -> Option<Name> {
+    match kind {
+        Lora::Off => None,
+        Lora::Plain => Some(Name::Plain),
+        Lora::Bd => Some(Name::BlockDiagonal),
     }
 }
 

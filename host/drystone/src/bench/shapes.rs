@@ -9,7 +9,8 @@ use crate::cli::Shape;
 
 /// The model configuration of a shape, read the way any other model's is.
 pub fn config(shape: Shape) -> Result<ModelConfig, Failure> {
-    let BaseShape { hidden, intermediate, layers, heads, kv_heads, vocab, .. } = dimensions(shape);
+    let BaseShape { hidden, intermediate, layers, heads, kv_heads, head_dim, vocab } =
+        dimensions(shape);
     let text = json!({
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -19,6 +20,7 @@ pub fn config(shape: Shape) -> Result<ModelConfig, Failure> {
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
         "vocab_size": vocab,
         "max_position_embeddings": 4096,
         "rms_norm_eps": 1e-5,
@@ -29,6 +31,14 @@ pub fn config(shape: Shape) -> Result<ModelConfig, Failure> {
     let folder = tempfile::tempdir()?;
     std::fs::write(folder.path().join("config.json"), text.to_string())?;
     Ok(ModelConfig::read(folder.path())?)
+}
+
+/// Ranks that the shape is one of.
+pub const fn ranks(shape: Shape) -> usize {
+    match shape {
+        Shape::Llama70bTp8 => 8,
+        Shape::Llama1b | Shape::Llama100m | Shape::Llama8b => 1,
+    }
 }
 
 const fn dimensions(shape: Shape) -> BaseShape {
@@ -50,6 +60,24 @@ const fn dimensions(shape: Shape) -> BaseShape {
             kv_heads: 4,
             head_dim: 64,
             vocab: 32000,
+        },
+        Shape::Llama8b => BaseShape {
+            hidden: 4096,
+            intermediate: 14336,
+            layers: 32,
+            heads: 32,
+            kv_heads: 8,
+            head_dim: 128,
+            vocab: 128_256,
+        },
+        Shape::Llama70bTp8 => BaseShape {
+            hidden: 8192,
+            intermediate: 28672 / 8,
+            layers: 80,
+            heads: 64 / 8,
+            kv_heads: 1,
+            head_dim: 128,
+            vocab: 128_256 / 8,
         },
     }
 }

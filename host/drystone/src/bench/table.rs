@@ -11,8 +11,10 @@ pub struct Row {
     pub phase: &'static str,
     /// Rows of a prefill, sequences of a decode.
     pub batch: usize,
-    /// Kind of the adapters, one a sequence; `None` is the base alone.
-    pub adapters: Option<Name>,
+    /// Kind of the adapters; `None` is the base alone.
+    pub kind: Option<Name>,
+    /// How many different ones.
+    pub adapters: usize,
     /// Median time of a step.
     pub step_ms: f64,
     /// Tokens per step over `step_ms`.
@@ -29,9 +31,10 @@ pub struct Row {
 pub fn text(title: &str, rows: &[Row]) {
     println!("{title}");
     println!(
-        "{:8} {:>5} {:>8} {:>9} {:>9} {:>8} {:>8} {:>7} {:>8}",
+        "{:8} {:>5} {:>5} {:>8} {:>9} {:>9} {:>8} {:>8} {:>7} {:>8}",
         "phase",
         "batch",
+        "lora",
         "adapters",
         "tokens/s",
         "step ms",
@@ -42,10 +45,11 @@ pub fn text(title: &str, rows: &[Row]) {
     );
     for row in rows {
         println!(
-            "{:8} {:5} {:>8} {:9.1} {:9.2} {:8.2} {:7.0}% {:7.1} {:8.3}",
+            "{:8} {:5} {:>5} {:8} {:9.1} {:9.2} {:8.2} {:7.0}% {:7.1} {:8.3}",
             row.phase,
             row.batch,
-            row.adapters.map_or("-", Name::label),
+            row.kind.map_or("-", Name::label),
+            row.adapters,
             row.tokens_per_s,
             row.step_ms,
             row.floor_ms,
@@ -65,8 +69,9 @@ pub fn json(shape: &str, lora_rank: usize, rows: &[Row]) {
                 "shape": shape,
                 "phase": row.phase,
                 "batch": row.batch,
-                "lora_kind": row.adapters.map(Name::label),
-                "lora_rank": row.adapters.map(|_| lora_rank),
+                "lora_kind": row.kind.map(Name::label),
+                "lora_rank": row.kind.map(|_| lora_rank),
+                "adapters": row.adapters,
                 "tokens_per_s": row.tokens_per_s,
                 "step_ms": row.step_ms,
                 "floor_ms": row.floor_ms,

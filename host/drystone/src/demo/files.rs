@@ -1,6 +1,5 @@
 //! The demo's model, adapters and deployment, which are part of this program.
 
-use std::net::SocketAddr;
 use std::path::Path;
 
 use config::settings::Settings;
@@ -8,6 +7,7 @@ use include_dir::{Dir, include_dir};
 use tempfile::TempDir;
 
 use crate::Failure;
+use crate::cli::{Backend, Demo};
 
 static MODEL: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../../tests/fixtures/demo");
 static PLUGINS: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../../plugins/prebuilt");
@@ -34,10 +34,17 @@ impl Files {
         Ok(Files { folder })
     }
 
-    /// The deployment in `configs/demo.toml`, listening at `listen` with `tensor` ranks.
-    pub fn settings(&self, listen: SocketAddr, tensor: usize) -> Result<Settings, Failure> {
+    /// The deployment in `configs/demo.toml`, where, on what and in how many ranks `options` say.
+    pub fn settings(&self, options: &Demo) -> Result<Settings, Failure> {
+        let Demo { listen, tensor, backend, .. } = options;
+        let backend = match backend {
+            Backend::Auto => "auto",
+            Backend::Cpu => "cpu",
+            Backend::Cuda => "cuda",
+        };
         let text = DEPLOYMENT
             .replace("listen = \"127.0.0.1:8080\"", &format!("listen = \"{listen}\""))
+            .replace("backend = \"auto\"", &format!("backend = \"{backend}\""))
             .replace("tensor = 2", &format!("tensor = {tensor}"));
         Ok(config::parse(&text, &self.folder.path().join("configs"), "configs/demo.toml")?)
     }
