@@ -5,3 +5,4 @@ mod limits;
 mod loading;
 mod rig;
 mod swaps;
+mod trials;
