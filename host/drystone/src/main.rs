@@ -5,6 +5,7 @@ mod check;
 mod cli;
 mod demo;
 mod log;
+mod policies;
 mod replica;
 mod serve;
 mod survey;
@@ -35,6 +36,8 @@ enum Failure {
     Fault(#[from] contract::step::Fault),
     #[error("cannot listen on {address}: {source}; another address would do")]
     Listen { address: SocketAddr, source: std::io::Error },
+    #[error(transparent)]
+    Policy(#[from] policy::host::StartError),
     #[error(transparent)]
     Kernel(#[from] kernels::error::Error),
     #[error("{0}")]
