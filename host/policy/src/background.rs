@@ -16,7 +16,7 @@ impl Background {
     /// A thread called `name`, for which up to `waiting` pieces of work may wait.
     pub(crate) fn start(name: &str, waiting: usize) -> std::io::Result<Self> {
         let (sender, mut receiver) = mpsc::channel::<Work>(waiting);
-        let runtime = Builder::new_current_thread().build()?;
+        let runtime = Builder::new_current_thread().enable_time().build()?;
         let work = move || {
             runtime.block_on(async {
                 while let Some(work) = receiver.recv().await {
@@ -36,7 +36,7 @@ impl Background {
 
 /// Does `work` on a thread of its own and waits for it, wherever the caller runs.
 pub(crate) fn wait<T: Send>(work: impl Future<Output = T> + Send) -> std::io::Result<T> {
-    let runtime = Builder::new_current_thread().build()?;
+    let runtime = Builder::new_current_thread().enable_time().build()?;
     std::thread::scope(|scope| {
         let thread = scope.spawn(move || runtime.block_on(work));
         thread.join().map_err(|_| std::io::Error::other("a thread panicked: a bug"))

@@ -67,8 +67,11 @@ impl Inner {
         Ok(plugin.status())
     }
 
-    /// The same with what is in the deployment's own file now; nothing to do if it is there already.
+    /// The same with what is in the deployment's own file now.
     pub(crate) fn reload(&self, plugin: &Arc<Plugin>) {
+        if plugin.mode() == Mode::Disabled {
+            return;
+        }
         let result = read(&plugin.settings.file).and_then(|wasm| self.deploy(plugin, &wasm));
         if let Err(error) = result {
             self.refused(plugin, &error);

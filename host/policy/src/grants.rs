@@ -99,7 +99,8 @@ pub(crate) fn check(import: &str, allow: &Allow) -> Result<(), LoadError> {
 /// Adds what `allow` grants, and nothing else.
 pub(crate) fn wire(linker: &mut Linker<Guest>, allow: &Allow) -> wasmtime::Result<()> {
     let granted = GRANTS.iter().filter(|grant| (grant.granted)(allow));
-    granted.map(|grant| grant.wire).try_for_each(|wire| wire(linker))
+    granted.map(|grant| grant.wire).try_for_each(|wire| wire(linker))?;
+    if allow.wasi { wasmtime_wasi::p2::add_to_linker_async(linker) } else { Ok(()) }
 }
 
 /// Everything there is, for tools that look at components.

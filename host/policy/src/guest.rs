@@ -7,6 +7,8 @@ use contract::policy::replica::Surroundings;
 use contract::policy::subject::{Headers, Message};
 use prometheus_client::metrics::gauge::Gauge;
 use wasmtime::UpdateDeadline;
+use wasmtime::component::ResourceTable;
+use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use crate::bounds::Bounds;
 use crate::quiet::LogGate;
@@ -48,13 +50,24 @@ pub(crate) struct Guest {
     /// It is in `init`, where sets of patterns may be made.
     pub(crate) starting: bool,
     ticks_left: u32,
+    /// A world with nothing in it, for guests that were promised one.
+    wasi: WasiCtx,
+    resources: ResourceTable,
 }
 
 impl Guest {
     pub(crate) fn new(services: Arc<Services>, memory: usize) -> Self {
         services.instances.inc();
         let bounds = Bounds::new(memory);
-        Self { services, ambient: Ambient::default(), bounds, starting: true, ticks_left: 0 }
+        Self {
+            services,
+            ambient: Ambient::default(),
+            bounds,
+            starting: true,
+            ticks_left: 0,
+            wasi: WasiCtx::builder().build(),
+            resources: ResourceTable::new(),
+        }
     }
 
     /// Gives the next call so many ticks.
@@ -76,6 +89,12 @@ impl Guest {
     /// What the plugin may look at around it, once there is something.
     pub(crate) fn surroundings(&self) -> Option<&dyn Surroundings> {
         self.services.surroundings.get().map(AsRef::as_ref)
+    }
+}
+
+impl WasiView for Guest {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.resources }
     }
 }
 

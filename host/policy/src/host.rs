@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
+use config::settings::Policy;
 use contract::policy::builtin::Builtin;
 use contract::policy::replica::Surroundings;
 use prometheus_client::registry::Registry;
@@ -13,6 +14,7 @@ use crate::generation::Workshop;
 use crate::load::LoadError;
 use crate::metrics::Metrics;
 use crate::state::counters::Counters;
+use crate::watch::{Watch, watch};
 
 /// Why a server cannot start with its plugins.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +39,9 @@ pub enum StartError {
         /// What the system said.
         error: std::io::Error,
     },
+    /// Their files cannot be watched.
+    #[error("the files of plugins cannot be watched: {0}")]
+    Watch(String),
     /// The engine did not start.
     #[error("the engine of policies does not start: {0}")]
     Engine(String),
@@ -58,6 +63,8 @@ pub(crate) struct Inner {
     /// Below it lie components that may be loaded by path.
     pub(crate) root: Option<PathBuf>,
     headers: RwLock<Arc<[String]>>,
+    /// Looks at the deployment's files.
+    watch: OnceLock<Watch>,
 }
 
 /// The parts of a host.
@@ -84,6 +91,7 @@ impl Host {
             surroundings: parts.surroundings,
             root: parts.root,
             headers: RwLock::new(Arc::new([])),
+            watch: OnceLock::new(),
         }));
         host.0.refresh();
         host
@@ -93,6 +101,21 @@ impl Host {
     pub fn register(&self, registry: &mut Registry) {
         self.0.metrics.register(registry);
         self.0.counters.register(registry);
+    }
+
+    /// Reloads a plugin whenever its file changes. What cannot be used leaves the old one.
+    pub(crate) fn watch(&self, deployment: &Policy) -> Result<(), StartError> {
+        let files = deployment.plugins.iter().map(|plugin| plugin.file.clone()).collect();
+        let host = Arc::downgrade(&self.0);
+        let changed = move |index: usize| {
+            if let Some(host) = host.upgrade() {
+                host.reload(&host.chains.plugins[index]);
+            }
+        };
+        let watch = watch(files, changed).map_err(|error| StartError::Watch(error.to_string()))?;
+        // It is called once, from `start`.
+        let _ = self.0.watch.set(watch);
+        Ok(())
     }
 
     /// Lets plugins look at `surroundings`. Before this there are no adapters, no replicas and no

@@ -10,6 +10,7 @@ pub mod record;
 pub mod scope;
 pub mod state;
 pub mod trial;
+pub mod watch;
 
 mod background;
 mod bounds;
@@ -34,3 +35,6 @@ mod quiet;
 mod recipe;
 mod start;
 mod surface;
+
+#[cfg(test)]
+mod tests;

@@ -97,11 +97,12 @@ impl Plugin {
         let _permit = self.calls.try_acquire().map_err(|_| Failure::Concurrency)?;
         let mut instance = generation.pool.take().await?;
         instance.begin(question.ambient(), self.settings.limits.cpu);
-        let answer = match question.ask(&mut instance).await {
+        let (recipe, time) = (generation.pool.recipe(), self.settings.limits.cpu);
+        let answer = match recipe.within(time, question.ask(&mut instance)).await {
             Ok(answer) => answer,
-            Err(error) => {
+            Err(failure) => {
                 generation.pool.retire(instance);
-                return Err(error.into());
+                return Err(failure);
             }
         };
         instance.end();

@@ -1,5 +1,6 @@
 //! How instances of a generation are made.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +27,8 @@ pub(crate) struct Recipe {
     pub(crate) limits: Limits,
     /// The plugin's own configuration as JSON.
     pub(crate) config: String,
+    /// It has a WASI world, where it can sleep.
+    wasi: bool,
 }
 
 /// Where the functions of each interface are in the component; `None` where it is not asked.
@@ -57,14 +60,34 @@ impl Recipe {
         let pre = linker.instantiate_pre(&loaded.component).map_err(types)?;
         let indices = Indices::new(&pre, hooks).map_err(types)?;
         let Kit { services, limits, config } = kit;
-        Ok(Self { pre, indices, services, limits, config })
+        Ok(Self { pre, indices, services, limits, config, wasi: loaded.surface.wasi })
     }
 
     /// A new instance that has been given its configuration.
     pub(crate) async fn make(&self) -> Result<Instance, Failure> {
-        let (mut instance, _) = self.start().await?;
+        let (mut instance, _) = self.within(START, self.start()).await?;
         instance.finish_start();
         Ok(instance)
+    }
+
+    /// Bounds `work`, which may take `time` on the processor, by the clock too where the guest could
+    /// sleep. Other requests on the thread take their share of that.
+    pub(crate) async fn within<T, E>(
+        &self,
+        time: Duration,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, Failure>
+    where
+        Failure: From<E>,
+    {
+        const SHARE: u32 = 4;
+        if !self.wasi {
+            return Ok(work.await?);
+        }
+        match tokio::time::timeout(time * SHARE, work).await {
+            Ok(result) => Ok(result?),
+            Err(_) => Err(Failure::Timeout),
+        }
     }
 
     /// The same, still in its start; and what it asks of the host.

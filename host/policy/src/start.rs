@@ -43,6 +43,9 @@ impl Host {
     pub fn start(deployment: &Deployment, builtin: Builtin) -> Result<Self, StartError> {
         let parts = Beginning::new(deployment)?.parts(deployment, builtin)?;
         let host = Self::new(parts);
+        if deployment.watch {
+            host.watch(deployment)?;
+        }
         Ok(host)
     }
 }

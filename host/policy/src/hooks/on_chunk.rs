@@ -65,7 +65,7 @@ impl Question for OnChunk {
     }
 
     fn input(&self) -> Value {
-        json!({ "request": self.request, "chunk": self.chunk })
+        json!({ "request": *self.request, "chunk": self.chunk })
     }
 }
 

@@ -85,7 +85,9 @@ impl Chains {
             }
         };
         if !background.offer(work) {
-            plugins.iter().for_each(|plugin| drop(plugin.metrics.completions_dropped.inc()));
+            for plugin in plugins {
+                plugin.metrics.completions_dropped.inc();
+            }
         }
     }
 }

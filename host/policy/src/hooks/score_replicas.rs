@@ -90,8 +90,7 @@ impl Chains {
             match plugin.hear(&question).await {
                 Said::Verdict(scores) => sums = Some(added(sums, scores)),
                 Said::Nothing => {}
-                // No replica is worse than another to a plugin that was meant to refuse: a request
-                // that got this far has been admitted.
+                // Nothing can be refused here: the request has been admitted.
                 Said::Builtin | Said::Refused(_) => sums = Some(plain(replicas)),
             }
         }
