@@ -31,7 +31,7 @@ const NAMES_ALONE: &[(&str, &[&str])] = &[
     ("cudarc", &["kernels"]),
     ("tracing-subscriber", &["drystone"]),
     ("safetensors", &["adapters", "model"]),
-    ("tokio", &["drystone", "engine", "gateway"]),
+    ("tokio", &["drystone", "engine", "gateway", "policy"]),
     ("wasmtime", &["policy"]),
 ];
 

@@ -3,8 +3,10 @@
 use std::path::Path;
 
 use contract::adapter::Kind;
+use contract::policy::deploy::Plugins;
 
 use crate::Failure;
+use crate::policies;
 use crate::survey::Survey;
 
 /// Checks the deployment in `file` and prints what it would serve.
@@ -22,6 +24,12 @@ pub fn command(file: &Path) -> Result<(), Failure> {
     }
     for refused in survey.catalogue.refused() {
         println!("  refused   {}: {}", refused.name, refused.reason);
+    }
+    if let Some(host) = policies::host(&survey.settings)? {
+        for plugin in host.list() {
+            let hooks = plugin.hooks.join(", ");
+            println!("  plugin    {}: {hooks}, sha256 {}", plugin.name, plugin.sha256);
+        }
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ mod cli;
 mod demo;
 mod log;
 mod plugin;
+mod policies;
 mod replica;
 mod serve;
 mod survey;
@@ -36,6 +37,8 @@ enum Failure {
     Fault(#[from] contract::step::Fault),
     #[error("cannot listen on {address}: {source}; another address would do")]
     Listen { address: SocketAddr, source: std::io::Error },
+    #[error(transparent)]
+    Policy(#[from] policy::host::StartError),
     #[error(transparent)]
     Kernel(#[from] kernels::error::Error),
     #[error("{0}")]

@@ -6,16 +6,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use contract::counts::CollectiveCounts;
-use contract::policy::builtin::Builtin;
-use contract::policy::subject::Tenant;
-use engine::handle::Root;
-use gateway::app::App;
 use gateway::replicas::Replicas;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 use crate::Failure;
+use crate::policies;
 use crate::replica;
 use crate::survey::Survey;
 
@@ -55,10 +52,10 @@ where
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let app = policies::app(&survey.settings)?;
     let served = runtime.block_on(async {
         let (listener, address) = listen(survey.settings.server.listen)?;
         tracing::info!("listening on http://{address}");
-        let app = Arc::new(app(&survey)?);
         let (stop, stopped) = oneshot::channel();
         let shutdown = async {
             tokio::select! { () = told_to_stop() => {}, Ok(()) = stopped => {} }
@@ -81,18 +78,6 @@ where
     // A load that was interrupted has nothing left to save.
     runtime.shutdown_background();
     served
-}
-
-fn app(survey: &Survey) -> Result<App, Failure> {
-    let server = survey.settings.server.clone();
-    let name = survey.settings.model.name.clone();
-    let keys = server.api_keys.iter().map(|key| (key.key.clone(), Tenant(key.tenant.clone())));
-    let policy = Arc::new(Builtin::new(&name, keys));
-    let app = App::new(server, policy, name);
-    Ok(match &survey.settings.adapters.resolve_root {
-        Some(root) => app.with_adapter_root(Root::open(root)?),
-        None => app,
-    })
 }
 
 fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Failure> {
