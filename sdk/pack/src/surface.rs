@@ -5,12 +5,15 @@ use wit_parser::{Resolve, WorldItem, WorldKey};
 
 use crate::PackError;
 
-/// The contract that every plugin keeps to; it is no hook.
+/// The package of the contract, of whatever version.
+const CONTRACT: &str = "drystone:policy/";
+/// The interface that every plugin keeps to; it is no hook.
 const PLUGIN: &str = "plugin";
 /// Words that need no grant.
 const TYPES: &str = "types";
 
-/// The interfaces of a component, by their short names (`select-adapter`), sorted.
+/// The interfaces of a component, by their short names (`select-adapter`); what is not of the
+/// contract has its long name, with a colon.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Surface {
     /// Hooks that it answers.
@@ -28,29 +31,34 @@ impl Surface {
             return Err(wrong("it is a package of interfaces".into()));
         };
         let world = &resolve.worlds[world];
-        let exports = names(&resolve, world.exports.iter());
-        if !exports.iter().any(|name| name == PLUGIN) {
+        let mut hooks = names(&resolve, world.exports.iter());
+        if !hooks.iter().any(|name| name == PLUGIN) {
             return Err(wrong("it has no `#[policy] impl Policy`".into()));
         }
-        let without = |names: Vec<String>, name: &str| {
-            names.into_iter().filter(|other| other != name).collect()
-        };
-        let imports = names(&resolve, world.imports.iter());
-        Ok(Self { hooks: without(exports, PLUGIN), imports: without(imports, TYPES) })
+        // Some languages export matters of their own; the server does not look at them.
+        hooks.retain(|name| name != PLUGIN && !name.contains(':'));
+        let mut imports = names(&resolve, world.imports.iter());
+        imports.retain(|name| name != TYPES);
+        Ok(Self { hooks, imports })
     }
 }
 
+/// Short names for what the contract has, long ones with a colon for all else, sorted.
 fn names<'a>(
     resolve: &Resolve,
     items: impl Iterator<Item = (&'a WorldKey, &'a WorldItem)>,
 ) -> Vec<String> {
-    let name = |(key, item): (&WorldKey, &WorldItem)| match item {
-        WorldItem::Interface { id, .. } => {
-            resolve.interfaces[*id].name.clone().unwrap_or_else(|| resolve.name_world_key(key))
-        }
-        _ => resolve.name_world_key(key),
-    };
-    let mut names: Vec<_> = items.map(name).collect();
+    let mut names: Vec<_> = items.map(|(key, _)| name(resolve, key)).collect();
     names.sort_unstable();
     names
+}
+
+fn name(resolve: &Resolve, key: &WorldKey) -> String {
+    let long = resolve.name_world_key(key);
+    let short = long.strip_prefix(CONTRACT).and_then(|rest| rest.split('@').next());
+    match short {
+        Some(short) => short.to_owned(),
+        None if long.contains(':') => long,
+        None => format!("other:{long}"),
+    }
 }
