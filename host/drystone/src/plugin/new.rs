@@ -21,6 +21,9 @@ pub fn command(new: &PluginNew) -> Result<(), Failure> {
         Some(folder) => checked(folder)?,
         None => find_sdk(&new.folder).ok_or_else(|| usage(NO_SDK))?,
     };
+    if is_in_workspace(&new.folder, &sdk) {
+        return Err(usage("`plugins/` is of Drystone's own workspace; any other folder would do"));
+    }
     write_all(&new.folder, name, &sdk)?;
     let folder = new.folder.display();
     println!("{folder}: a plugin that depends on the SDK at {}", sdk.display());
@@ -63,6 +66,13 @@ fn is_sdk(folder: &Path) -> bool {
     manifest.is_ok_and(|text| text.contains("name = \"drystone-sdk\""))
 }
 
+/// The project is a workspace of its own, and cargo refuses one inside another.
+fn is_in_workspace(folder: &Path, sdk: &Path) -> bool {
+    let parent = std::path::absolute(folder).ok();
+    let parent = parent.as_deref().and_then(Path::parent).and_then(|path| path.canonicalize().ok());
+    parent.is_some() && parent == sdk.with_file_name("plugins").canonicalize().ok()
+}
+
 fn write_all(folder: &Path, name: &str, sdk: &Path) -> Result<(), Failure> {
     if folder.exists() {
         return Err(usage(format!("{} is there already", folder.display())));
@@ -102,6 +112,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let new = PluginNew { folder: folder.path().join("lost"), sdk: None };
         assert!(command(&new).unwrap_err().to_string().contains("--sdk PATH"));
+    }
+
+    #[test]
+    fn the_folder_of_drystones_own_plugins_is_refused() {
+        let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../plugins/mine"));
+        let error = command(&PluginNew { folder: folder.into(), sdk: None }).unwrap_err();
+        assert!(error.to_string().contains("workspace"), "{error}");
     }
 
     #[test]
