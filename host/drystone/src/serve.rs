@@ -64,7 +64,8 @@ where
         let open = tokio::task::spawn_blocking(move || {
             let replicas = replica::start(&survey)?;
             let counts = replicas.iter().map(|replica| Arc::clone(&replica.counts)).collect();
-            if let Some(replicas) = Replicas::new(replicas) {
+            let (upstreams, name) = (&survey.settings.upstreams, &survey.settings.model.name);
+            if let Some(replicas) = Replicas::new(replicas, upstreams, name) {
                 app.open(replicas);
             }
             ready(Ready { address, counts, stop })

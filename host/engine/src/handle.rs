@@ -18,7 +18,7 @@ use crate::recent::Recent;
 use crate::stream::Stream;
 use crate::text::Text;
 
-pub use adapters::catalogue::{Catalogue, ChangeError};
+pub use adapters::catalogue::{Catalogue, ChangeError, Unavailable};
 pub use adapters::root::{Root, RootError};
 
 pub use crate::door::SubmitError;

@@ -85,6 +85,12 @@ pub enum ApiError {
     /// The ranks are lost.
     #[error("the server lost its ranks and must be restarted")]
     Dead,
+    /// No replica that could run the request is well.
+    #[error("no replica can run this request now; try again later")]
+    NoReplica,
+    /// An upstream failed.
+    #[error("an upstream server failed: {0}")]
+    Upstream(String),
     /// The engine did not take a sequence.
     #[error(transparent)]
     Submit(#[from] SubmitError),
@@ -159,6 +165,10 @@ impl ApiError {
             Self::Starting => Class::new(S::SERVICE_UNAVAILABLE, "server_error", Some("starting")),
             Self::Draining => Class::new(S::SERVICE_UNAVAILABLE, "server_error", Some("draining")),
             Self::Dead => Class::new(S::SERVICE_UNAVAILABLE, "server_error", Some("dead")),
+            Self::NoReplica => {
+                Class::new(S::SERVICE_UNAVAILABLE, "server_error", Some("no_replica"))
+            }
+            Self::Upstream(_) => Class::new(S::BAD_GATEWAY, "server_error", Some("upstream")),
             Self::Submit(error) => submit_class(error),
             Self::Timeout(_) => Class::new(S::REQUEST_TIMEOUT, "server_error", Some("timeout")),
             Self::Failed(_) => Class::new(S::INTERNAL_SERVER_ERROR, "server_error", None),

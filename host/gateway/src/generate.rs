@@ -84,7 +84,8 @@ async fn generate(
     let id = Arc::clone(&accepted.call().id);
     let asker = Asker { id: &id, adapter, random: app.random(), admission };
     let deadline = accepted.call().deadline.shortened(asker.admission.deadline);
-    let choices = submit(&app, &accepted, &job, &asker).await?;
+    let submitted = timeout_at(deadline.at, submit(&app, &accepted, &job, &asker)).await;
+    let choices = submitted.map_err(|_| ApiError::Timeout(deadline.limit))??;
     answer(&app, Opened::new(accepted, text, job, choices, deadline)).await
 }
 

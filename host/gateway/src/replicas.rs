@@ -1,19 +1,22 @@
-//! What may run a request: the engines of this process.
+//! What may run a request: the engines of this process, and upstream servers.
 
 pub mod choose;
+pub mod upstream;
 
 use std::sync::Arc;
 
+use config::settings;
 use contract::policy::replica::{AdapterRow, Load, Replica as Columns, ReplicaRow};
-use engine::handle::{Catalogue, Engine};
+use engine::handle::{Catalogue, Engine, Unavailable};
 use engine::text::Text;
 use prometheus_client::registry::Registry;
 
 use crate::app::Replica;
 use crate::metrics;
+use crate::replicas::upstream::Upstream;
 
-/// All replicas of a server, in their order. They have one tokenizer and one catalogue. Clones are
-/// the same.
+/// All replicas of a server, in their order: engines, which share a tokenizer and a catalogue, then
+/// upstreams. Clones are the same.
 #[derive(Clone)]
 pub struct Replicas(Arc<Inner>);
 
@@ -21,6 +24,8 @@ struct Inner {
     engines: Vec<Engine>,
     /// One an engine.
     registries: Vec<Registry>,
+    upstreams: Vec<Arc<Upstream>>,
+    model_name: String,
 }
 
 /// What a request asks of the replica that runs it.
@@ -30,11 +35,18 @@ pub struct Wanted<'a> {
     pub adapter: Option<&'a str>,
     /// Its first prompt.
     pub prompt: &'a [u32],
+    /// Its answer shows tokens, which only engines of this process tell.
+    pub shows_tokens: bool,
 }
 
 impl Replicas {
-    /// These engines; `None` if there are none.
-    pub fn new(locals: Vec<Replica>) -> Option<Self> {
+    /// These engines, and upstreams, which are checked from now on; `None` without an engine. The
+    /// base is called `model_name`. Call it within a runtime.
+    pub fn new(
+        locals: Vec<Replica>,
+        upstreams: &[settings::Upstream],
+        model_name: &str,
+    ) -> Option<Self> {
         if locals.is_empty() {
             return None;
         }
@@ -44,7 +56,10 @@ impl Replicas {
             engines.push(local.engine);
             registries.push(local.registry);
         }
-        Some(Self(Arc::new(Inner { engines, registries })))
+        let upstreams: Vec<_> = upstreams.iter().map(|it| Arc::new(Upstream::new(it))).collect();
+        upstreams.iter().for_each(Upstream::watch);
+        let model_name = model_name.to_owned();
+        Some(Self(Arc::new(Inner { engines, registries, upstreams, model_name })))
     }
 
     /// The engine that answers what all would answer alike.
@@ -67,20 +82,28 @@ impl Replicas {
         self.0.engines.iter().for_each(Engine::catalogue_changed);
     }
 
+    /// The base's name in the API.
+    pub fn model_name(&self) -> &str {
+        &self.0.model_name
+    }
+
     /// Longest sequence in tokens that every replica can run.
     pub fn context_max(&self) -> usize {
         self.0.engines.iter().map(Engine::context_max).min().unwrap_or_default()
     }
 
-    /// Whether an adapter is served under `name`, or was refused at start, which its engine tells.
+    /// Whether some replica serves an adapter under `name`, or it was refused at start, which its
+    /// engine tells.
     pub fn knows(&self, name: &str) -> bool {
         let catalogue = self.catalogue();
-        catalogue.get(name).is_ok() || catalogue.refused().any(|refused| refused.name == name)
+        !matches!(catalogue.get(name), Err(Unavailable::Unknown))
+            || self.0.upstreams.iter().any(|upstream| upstream.serves(name))
     }
 
     /// Whether no replica can run anything any more.
     pub fn is_dead(&self) -> bool {
         self.0.engines.iter().all(Engine::is_dead)
+            && !self.0.upstreams.iter().any(|upstream| upstream.is_healthy())
     }
 
     /// Takes nothing new from now on.
@@ -108,14 +131,29 @@ impl Replicas {
 
     /// The replicas that could run what is wanted: their places in the order, and their columns.
     pub fn candidates(&self, wanted: Wanted<'_>) -> (Vec<usize>, Vec<Columns>) {
-        let engines = self.0.engines.iter().enumerate();
-        let alive = engines.filter(|(_, engine)| !engine.is_dead());
-        alive.map(|(at, engine)| (at, columns(engine, wanted))).unzip()
+        let known = |name| !matches!(self.catalogue().get(name), Err(Unavailable::Unknown));
+        let here = wanted.adapter.is_none_or(known);
+        let alive = |engine: &&Engine| here && !engine.is_dead() && !engine.is_draining();
+        let local = |engine: &Engine| Some(engine).filter(alive).map(|it| columns(it, wanted));
+        let engines = self.0.engines.iter().map(local);
+        let upstream = |it: &Arc<Upstream>| it.columns(wanted).filter(|_| !wanted.shows_tokens);
+        let all = engines.chain(self.0.upstreams.iter().map(upstream)).enumerate();
+        all.filter_map(|(at, columns)| Some((at, columns?))).unzip()
+    }
+
+    fn member(&self, at: usize) -> Member<'_> {
+        match self.0.engines.get(at) {
+            Some(engine) => Member::Local(engine),
+            None => Member::Upstream(&self.0.upstreams[at - self.0.engines.len()]),
+        }
     }
 
     /// The name of a replica.
     pub fn name(&self, at: usize) -> String {
-        format!("local-{at}")
+        match self.member(at) {
+            Member::Local(_) => format!("local-{at}"),
+            Member::Upstream(upstream) => upstream.name().to_owned(),
+        }
     }
 
     /// Replicas as operators and policies see them.
@@ -129,7 +167,8 @@ impl Replicas {
                 waiting: load.waiting as u32,
             }
         };
-        self.0.engines.iter().enumerate().map(row).collect()
+        let engines = self.0.engines.iter().enumerate().map(row);
+        engines.chain(self.0.upstreams.iter().map(|upstream| upstream.row())).collect()
     }
 
     /// Adapters as operators and policies see them, by name.
@@ -144,10 +183,12 @@ impl Replicas {
             })
             .collect()
     }
+}
 
-    fn engine(&self, at: usize) -> &Engine {
-        &self.0.engines[at]
-    }
+/// One replica.
+enum Member<'a> {
+    Local(&'a Engine),
+    Upstream(&'a Arc<Upstream>),
 }
 
 fn columns(engine: &Engine, wanted: Wanted<'_>) -> Columns {

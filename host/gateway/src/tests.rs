@@ -14,4 +14,5 @@ mod refusals;
 mod replicas;
 mod routes;
 mod streams;
+mod upstreams;
 mod whole;

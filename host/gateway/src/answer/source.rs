@@ -12,6 +12,7 @@ use engine::handle::Ticket;
 
 use crate::answer::finish::Finish;
 use crate::error::ApiError;
+use crate::replicas::upstream::Relay;
 
 /// News of a choice since the last time somebody looked.
 #[derive(Debug, Default)]
@@ -46,6 +47,8 @@ pub type Next = Option<Result<News, ApiError>>;
 pub enum Source {
     /// A sequence of a local engine.
     Local(Ticket),
+    /// A choice of an upstream.
+    Upstream(Box<Relay>),
     /// What a policy says in place of a model.
     Said(Option<String>),
     /// Another source behind a filter.
@@ -53,6 +56,11 @@ pub enum Source {
 }
 
 impl Source {
+    /// A choice of an upstream.
+    pub fn upstream(relay: Relay) -> Self {
+        Self::Upstream(Box::new(relay))
+    }
+
     /// This source behind `filter`.
     pub fn filtered(self, filter: Option<Box<dyn Filter>>) -> Self {
         match filter {
@@ -67,6 +75,7 @@ impl Source {
     pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Next> {
         match self {
             Self::Local(ticket) => pin!(ticket.next()).poll(context).map(|next| next.map(news)),
+            Self::Upstream(relay) => relay.poll_next(context),
             Self::Said(text) => Poll::Ready(text.take().map(said)),
             Self::Filtered(filtered) => filtered.poll_next(context),
         }

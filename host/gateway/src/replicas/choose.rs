@@ -4,11 +4,12 @@
 use contract::policy::Policy;
 use contract::policy::replica::{Demand, Replica as Columns};
 use contract::policy::subject::Subject;
-use engine::handle::SubmitError;
+use engine::handle::{Engine, SubmitError};
 
 use crate::answer::source::Source;
 use crate::error::ApiError;
-use crate::replicas::{Replicas, Wanted};
+use crate::replicas::upstream::Refusal;
+use crate::replicas::{Member, Replicas, Wanted};
 use crate::request::job::{Asker, Job};
 
 /// The replica that took a job, and the sources of its choices.
@@ -29,22 +30,32 @@ pub async fn submit(
 ) -> Result<Taken, ApiError> {
     let mut first = None;
     for at in ranked(replicas, policy, subject, job, asker).await {
-        match job.submit(replicas.engine(at), asker) {
-            Ok(tickets) => {
-                let sources = tickets.into_iter().map(Source::Local).collect();
-                return Ok(Taken { replica: replicas.name(at), sources });
+        let begun = match replicas.member(at) {
+            Member::Local(engine) => begin(engine, job, asker),
+            Member::Upstream(upstream) => {
+                let requests = job.requests(asker, replicas.context_max());
+                let begun = upstream.begin(requests, replicas.model_name(), replicas.text()).await;
+                begun.map(|relays| relays.into_iter().map(Source::upstream).collect())
             }
-            Err(error) if goes_elsewhere(&error) => first = first.or(Some(error)),
-            Err(error) => return Err(error),
+        };
+        match begun {
+            Ok(sources) => return Ok(Taken { replica: replicas.name(at), sources }),
+            Err(Refusal::Elsewhere(error)) => first = first.or(Some(error)),
+            Err(Refusal::Final(error)) => return Err(error),
         }
     }
-    Err(first.unwrap_or(ApiError::Dead))
+    Err(first.unwrap_or(ApiError::NoReplica))
 }
 
-/// Whether another replica may take what this one did not.
-fn goes_elsewhere(error: &ApiError) -> bool {
+fn begin(engine: &Engine, job: &Job, asker: &Asker<'_>) -> Result<Vec<Source>, Refusal> {
     use SubmitError as E;
-    matches!(error, ApiError::Submit(E::QueueFull { .. } | E::Dead { .. } | E::Draining))
+    let tickets = job.submit(engine, asker).map_err(|error| match error {
+        ApiError::Submit(E::QueueFull { .. } | E::Dead { .. } | E::Draining) => {
+            Refusal::Elsewhere(error)
+        }
+        error => Refusal::Final(error),
+    })?;
+    Ok(tickets.into_iter().map(Source::Local).collect())
 }
 
 /// The replicas that could run a job, the best first.
@@ -57,7 +68,11 @@ async fn ranked(
 ) -> Vec<usize> {
     let prompt = job.prompts.first().map_or(&[][..], |prompt| &prompt.tokens);
     let adapter = asker.adapter.as_deref();
-    let (places, columns) = replicas.candidates(Wanted { adapter, prompt });
+    let (places, columns) = replicas.candidates(Wanted {
+        adapter,
+        prompt,
+        shows_tokens: job.form.token_ids || job.logprobs.is_some() || job.prompt_logprobs.is_some(),
+    });
     if places.len() < 2 {
         return places;
     }

@@ -83,9 +83,14 @@ impl Job {
 
     /// Hands every choice to the engine, in the order of their indices, or none.
     pub fn submit(&self, engine: &Engine, asker: &Asker<'_>) -> Result<Vec<Ticket>, ApiError> {
-        let indices = 0..self.prompts.len() * self.n;
-        let requests = indices.map(|index| self.request(index, asker, engine.context_max()));
+        let requests = self.requests(asker, engine.context_max()).into_iter();
         requests.map(|request| Ok(engine.submit(request)?)).collect()
+    }
+
+    /// What every choice asks, in the order of their indices.
+    pub fn requests(&self, asker: &Asker<'_>, context_max: usize) -> Vec<Request> {
+        let indices = 0..self.prompts.len() * self.n;
+        indices.map(|index| self.request(index, asker, context_max)).collect()
     }
 
     fn request(&self, index: usize, asker: &Asker<'_>, context_max: usize) -> Request {

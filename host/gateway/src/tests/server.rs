@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use config::settings::{ApiKey, Server as Settings};
+use config::settings::{ApiKey, Server as Settings, Upstream};
 use contract::counts::{CollectiveCounts, Purpose};
 use contract::policy::Policy;
 use contract::policy::builtin::Builtin;
@@ -32,6 +32,8 @@ pub struct Options {
     pub bounds: Option<Bounds>,
     /// Engines that it has.
     pub engines: usize,
+    /// Other servers.
+    pub upstreams: Vec<Upstream>,
     /// Where adapters may be loaded from.
     pub root: Option<PathBuf>,
     /// Keys that may call.
@@ -55,6 +57,7 @@ impl Default for Options {
         Self {
             bounds: Some(Bounds::default()),
             engines: 1,
+            upstreams: Vec::new(),
             root: None,
             keys: Vec::new(),
             admin_keys: Vec::new(),
@@ -77,6 +80,7 @@ pub struct Server {
     pub engine: Option<Engine>,
     /// All its engines.
     pub engines: Vec<Engine>,
+    upstreams: Vec<Upstream>,
     stop: oneshot::Sender<()>,
     served: JoinHandle<()>,
 }
@@ -120,7 +124,15 @@ impl Server {
         let (stop, stopped) = oneshot::channel();
         let shutdown = async { drop(stopped.await) };
         let served = tokio::spawn(gateway::serve(listener, app.clone(), shutdown));
-        let mut server = Self { address, app, engine: None, engines: Vec::new(), stop, served };
+        let mut server = Self {
+            address,
+            app,
+            engine: None,
+            engines: Vec::new(),
+            upstreams: options.upstreams,
+            stop,
+            served,
+        };
         if let Some(bounds) = options.bounds {
             server.open_all(bounds, options.engines);
         }
@@ -147,7 +159,7 @@ impl Server {
         let replicas: Vec<_> = (0..engines).map(replica).collect();
         self.engines = replicas.iter().map(|replica| replica.engine.clone()).collect();
         self.engine = self.engines.first().cloned();
-        self.app.open(Replicas::new(replicas).unwrap());
+        self.app.open(Replicas::new(replicas, &self.upstreams, BASE).unwrap());
     }
 
     /// The engine, once there is one.
