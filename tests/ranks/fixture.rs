@@ -49,7 +49,7 @@ impl Fixture {
     pub fn generation(&self, name: &str, ranks: usize, cut: PlainSharding) -> Arc<Generation> {
         let cut = Cut { base: self.config.shape, ranks, plain_sharding: cut };
         let folder = self.folder.join("adapters").join(name);
-        Arc::new(Checked::open(&folder, &cut).unwrap().compile(name, &cut).unwrap())
+        Arc::new(Checked::open(&folder, &cut).unwrap().compile(name, &cut, None).unwrap())
     }
 
     /// Where its model lies.
