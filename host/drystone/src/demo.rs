@@ -20,7 +20,8 @@ use ask::{Answer, Question};
 use files::Files;
 use show::Show;
 
-pub(crate) const THINGS: &str = "I have 3 red cubes, 2 blue balls and 5 red cones. How many red things?";
+pub(crate) const THINGS: &str =
+    "I have 3 red cubes, 2 blue balls and 5 red cones. How many red things?";
 
 /// Asked at once, so that all share batches.
 const QUESTIONS: [Question; 5] = [
@@ -100,7 +101,8 @@ Serving at http://{server} until Ctrl-C. Try:
   curl -N http://{server}/v1/chat/completions -H 'Content-Type: application/json' -d '{{
     "model": "shout", "stream": true, "messages": [{{"role": "user", "content": "Hello"}}]}}'
 
-  curl http://{server}/v1/chat/completions -H 'Content-Type: application/json' -H 'x-adapter-route: sql' -d '{{
+  curl http://{server}/v1/chat/completions -H 'Content-Type: application/json' \
+    -H 'x-adapter-route: sql' -d '{{
     "model": "private", "messages": [{{"role": "user", "content": "{THINGS}"}}]}}'
 
   curl -s http://{server}/metrics | grep drystone_

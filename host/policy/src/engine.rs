@@ -10,7 +10,7 @@ pub(crate) const TICK: Duration = Duration::from_millis(1);
 /// without page faults. Policies rarely use more.
 const KEEP_RESIDENT: usize = 2 << 20;
 const TABLE_KEEP_RESIDENT: usize = 64 << 10;
-/// `wit-component` makes a component of the guest's module, a shim and a fix-up of it, and adapters.
+/// `wit-component` makes a component of the guest's module, a shim, its fix-up, and adapters.
 const CORE_INSTANCES: u32 = 6;
 const TABLES: u32 = 3;
 

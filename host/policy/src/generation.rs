@@ -91,7 +91,10 @@ impl Workshop {
 
 /// Lets the first instance describe, start and test itself. The plugin gets the headers that it
 /// asks for and that the operator grants.
-pub(crate) async fn first(recipe: &Recipe, granted: &[String]) -> Result<(Description, Setup), LoadError> {
+pub(crate) async fn first(
+    recipe: &Recipe,
+    granted: &[String],
+) -> Result<(Description, Setup), LoadError> {
     let mut instance = Instance::new(recipe).await?;
     let description = instance.describe().await?;
     let asked = description.headers.iter().filter(|name| granted.contains(name)).cloned();

@@ -1,4 +1,4 @@
-//! From bytes to a component that may be used: compiled, and asking for nothing that is not granted.
+//! From bytes to a component that may be used: compiled, and asking for nothing but what is granted.
 
 use std::path::PathBuf;
 

@@ -1,6 +1,6 @@
 //! Where a call gets its instance from, and where it goes after.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use config::settings::Isolation;
@@ -24,6 +24,8 @@ pub(crate) struct Pool {
     background: Background,
     /// Nothing waits in it: another generation is asked.
     resting: AtomicBool,
+    /// Used instances that wait to be taken down. They still hold places of the engine.
+    leaving: AtomicUsize,
 }
 
 impl Pool {
@@ -34,8 +36,15 @@ impl Pool {
         size: usize,
         background: Background,
     ) -> Arc<Self> {
-        let (idle, resting) = (Mutex::default(), AtomicBool::new(false));
-        Arc::new(Self { recipe, isolation, size, idle, background, resting })
+        Arc::new(Self {
+            recipe,
+            isolation,
+            size,
+            idle: Mutex::default(),
+            background,
+            resting: AtomicBool::new(false),
+            leaving: AtomicUsize::new(0),
+        })
     }
 
     /// Puts the first instances in. Those that cannot be made are made when they are needed.
@@ -65,7 +74,7 @@ impl Pool {
     }
 
     /// Takes an instance back after a call that went well.
-    pub(crate) fn park(&self, instance: Instance) {
+    pub(crate) fn park(self: &Arc<Self>, instance: Instance) {
         if self.isolation == Isolation::Pooled {
             let mut idle = self.idle();
             if idle.len() < self.size && !self.rests() {
@@ -75,16 +84,23 @@ impl Pool {
         self.retire(instance);
     }
 
-    /// Takes an instance down, off the request's path where that is possible.
-    pub(crate) fn retire(&self, instance: Instance) {
-        self.background.offer(async move { drop(instance) });
+    /// Takes an instance down, off the request's path unless so many wait for that already that
+    /// they would take the places of others.
+    pub(crate) fn retire(self: &Arc<Self>, instance: Instance) {
+        if self.leaving.fetch_add(1, Ordering::Relaxed) >= self.size {
+            drop(instance);
+            self.leaving.fetch_sub(1, Ordering::Relaxed);
+            return;
+        }
+        let leaving = Leaving { pool: self.clone(), _instance: instance };
+        self.background.offer(async move { drop(leaving) });
     }
 
     /// Lets go of what waits, and keeps nothing waiting until it is woken.
     pub(crate) fn rest(&self) {
         self.resting.store(true, Ordering::Relaxed);
         let idle = std::mem::take(&mut *self.idle());
-        self.background.offer(async move { drop(idle) });
+        drop(idle);
     }
 
     /// Has instances waiting again.
@@ -114,5 +130,17 @@ impl Pool {
     /// What its instances are made of.
     pub(crate) fn recipe(&self) -> &Recipe {
         &self.recipe
+    }
+}
+
+/// A used instance on its way out, whether it is taken down in the background or not at all.
+struct Leaving {
+    pool: Arc<Pool>,
+    _instance: Instance,
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        self.pool.leaving.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -70,8 +70,8 @@ impl Recipe {
         Ok(instance)
     }
 
-    /// Bounds `work`, which may take `time` on the processor, by the clock too where the guest could
-    /// sleep. Other requests on the thread take their share of that.
+    /// Bounds `work`, which may take `time` on the processor, by the clock too where the guest
+    /// could sleep. Other requests on the thread take their share of that.
     pub(crate) async fn within<T, E>(
         &self,
         time: Duration,

@@ -41,7 +41,8 @@ pub fn ask(
         "stream_options": {"include_usage": true},
     });
     let request = ureq::post(format!("http://{server}/v1/chat/completions"));
-    let routed = question.route.into_iter().fold(request, |it, to| it.header("x-adapter-route", to));
+    let routed =
+        question.route.into_iter().fold(request, |it, to| it.header("x-adapter-route", to));
     let response = routed
         .send_json(&body)
         .map_err(|error| Failure::Demo(format!("{}: {error}", question.model)))?;

@@ -61,8 +61,10 @@ impl Question for OnRequest {
     }
 
     fn input(&self) -> Value {
-        let message = |message: &contract::policy::subject::Message| json!({ "role": message.role, "content": message.content });
-        let messages: Vec<_> = self.subject.messages.iter().map(message).collect();
+        let messages = self.subject.messages.iter();
+        let messages: Vec<_> = messages
+            .map(|message| json!({ "role": message.role, "content": message.content }))
+            .collect();
         json!({ "request": self.request, "messages": messages })
     }
 }
