@@ -127,7 +127,7 @@ mod tests {
         let devices = |given: &[usize]| [0, 1].map(|at| share(&parallel(given, 2), at).devices);
         assert_eq!(devices(&[5, 4, 3, 2]), [[5, 4], [3, 2]]);
         assert_eq!(devices(&[]), [[0, 1], [2, 3]]);
-        assert_eq!(share(&parallel(&[], 1), 0).devices, []);
+        assert!(share(&parallel(&[], 1), 0).devices.is_empty());
         assert_eq!(share(&parallel(&[], 2), 1).threads, Some(3));
     }
 }
