@@ -1,8 +1,8 @@
 //! What the prefix cache is expected to hold, guessed on the callers' side.
 //!
 //! Whoever picks one of several engines wants to know where a prompt begins as an earlier one did.
-//! Asking the engine's thread would cost it time, so each engine keeps the marks of the prompts that
-//! it accepted: one hash a block, chained over all before it and begun with the adapter's entry, in
+//! Asking the engine's thread would cost it time, so each engine keeps the marks of the prompts
+//! that it accepted: one hash a block, chained over all before it and begun with the adapter's entry, in
 //! a table of fixed size that the newest marks overwrite. It has as many places as there are KV
 //! blocks, so both forget at about the same pace.
 //!

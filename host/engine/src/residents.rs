@@ -52,8 +52,8 @@ impl Residents {
         self.stale
     }
 
-    /// Frees the slots and the host memory of adapters that neither the catalogue serves nor an open
-    /// sequence has.
+    /// Frees the slots and the host memory of adapters that neither the catalogue serves nor an
+    /// open sequence has.
     pub fn sweep(
         &mut self,
         executor: &mut dyn Executor,

@@ -4,8 +4,8 @@
 //! phases, of which each takes what the one before left of the step's rows:
 //!
 //! 1. *decode*: running sequences with one token to compute, oldest first. When blocks run out, the
-//!    youngest running sequence gives its blocks back and waits at the head of its priority; it will
-//!    compute them again. Priority says who begins first; who runs is not made to yield to it.
+//!    youngest running sequence gives its blocks back and waits at the head of its priority; it
+//!    will compute them again. Priority says who begins first; who runs is not made to yield to it.
 //! 2. *prefill*: running sequences with more to compute go on in chunks. They have all blocks.
 //! 3. *admission* ([`admission`]): waiting sequences by priority, then first come first served.
 
