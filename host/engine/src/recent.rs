@@ -2,9 +2,9 @@
 //!
 //! Whoever picks one of several engines wants to know where a prompt begins as an earlier one did.
 //! Asking the engine's thread would cost it time, so each engine keeps the marks of the prompts
-//! that it accepted: one hash a block, chained over all before it and begun with the adapter's entry, in
-//! a table of fixed size that the newest marks overwrite. It has as many places as there are KV
-//! blocks, so both forget at about the same pace.
+//! that it accepted: one hash a block, chained over all before it and begun with the adapter's
+//! entry, in a table of fixed size that the newest marks overwrite. It has as many places as there
+//! are KV blocks, so both forget at about the same pace.
 //!
 //! A guess, and wrong in both directions: the cache evicts in another order, and it also keeps
 //! outputs, which are not marked. Only the choice of an engine hangs on it, never what is computed,
