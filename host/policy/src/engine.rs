@@ -16,8 +16,8 @@ const TABLES: u32 = 3;
 
 /// An engine for `instances_max` instances at once.
 ///
-/// They come from a pool that reserves their address space ahead. Where that space is not to be had,
-/// instances are mapped one by one: slower to start, otherwise the same.
+/// They come from a pool that reserves their address space ahead. Where that space is not to be
+/// had, instances are mapped one by one: slower to start, otherwise the same.
 pub(crate) fn serving(instances_max: u32) -> wasmtime::Result<Engine> {
     let mut config = common();
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(instances_max)));

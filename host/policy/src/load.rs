@@ -1,4 +1,4 @@
-//! From bytes to a component that may be used: compiled, and asking for nothing but what is granted.
+//! From bytes to a component that may be used: compiled, and asking only for what is granted.
 
 use std::path::PathBuf;
 

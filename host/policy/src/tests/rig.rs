@@ -43,16 +43,16 @@ impl Rig {
         self.host.list().pop().expect("there is one plugin")
     }
 
-    /// How many calls had this outcome.
+    /// How many calls of any hook had this outcome.
     pub(super) fn calls(&self, outcome: &str) -> u64 {
         let mut registry = prometheus_client::registry::Registry::default();
         self.host.register(&mut registry);
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).expect("text");
         let label = format!("outcome=\"{outcome}\"}} ");
-        let mut lines = text.lines().filter(|line| line.contains("calls_total"));
-        let line = lines.find_map(|line| line.split_once(&label));
-        line.map_or(0, |(_, count)| count.parse().expect("a number"))
+        let lines = text.lines().filter(|line| line.contains("calls_total"));
+        let counts = lines.filter_map(|line| line.split_once(&label));
+        counts.map(|(_, count)| count.parse::<u64>().expect("a number")).sum()
     }
 }
 
