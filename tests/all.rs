@@ -21,3 +21,6 @@ mod openai;
 
 /// The plugins that come with the repository: built from source and as they are committed.
 mod plugins;
+
+/// Policies in the running program, those that misbehave too.
+mod policies;

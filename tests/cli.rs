@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::program::{Server, root, run};
+use crate::program::{Server, demo_deployment, root, run};
 
 /// What `check` says, and whether it was content.
 fn check(file: &Path) -> (bool, String) {
@@ -14,10 +14,9 @@ fn check(file: &Path) -> (bool, String) {
 /// `check` of a deployment that differs from the demo's by one replacement.
 fn check_changed(from: &str, to: &str) -> (bool, String) {
     let folder = tempfile::tempdir().unwrap();
-    let text = std::fs::read_to_string(root().join("configs/demo.toml")).unwrap();
+    let text = demo_deployment();
     assert!(text.contains(from));
-    let fixtures = root().join("tests/fixtures").display().to_string();
-    let text = text.replace(from, to).replace("../tests/fixtures", &fixtures);
+    let text = text.replace(from, to);
     let file = folder.path().join("changed.toml");
     std::fs::write(&file, text).unwrap();
     check(&file)

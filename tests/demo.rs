@@ -60,7 +60,7 @@ fn demo_once_prints_its_answers_and_ends_well() {
 
 #[test]
 fn terminate_lets_running_requests_end_and_exits_0() {
-    let mut server = Server::demo(2);
+    let mut server = Server::deploy(tempfile::tempdir().unwrap(), "", str::to_owned);
     let (url, body) = (
         server.url(),
         json!({

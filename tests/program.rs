@@ -35,6 +35,13 @@ pub fn binary() -> &'static Path {
     })
 }
 
+/// `configs/demo.toml` as it would be in any other folder.
+pub fn demo_deployment() -> String {
+    let text = std::fs::read_to_string(root().join("configs/demo.toml")).unwrap();
+    let at = |folder: &str| root().join(folder).display().to_string();
+    text.replace("../tests", &at("tests")).replace("../plugins", &at("plugins"))
+}
+
 /// Runs the program to its end.
 pub fn run(arguments: &[&str]) -> Output {
     Command::new(binary()).args(arguments).current_dir(root()).output().unwrap()
@@ -57,12 +64,16 @@ impl Server {
         let folder = tempfile::tempdir().unwrap();
         let keys = format!("[[key]]\ntenant = \"test\"\nkey = \"{}\"\n", Server::KEY);
         std::fs::write(folder.path().join("keys.toml"), keys).unwrap();
-        let fixtures = root().join("tests/fixtures").display().to_string();
-        let listen = "listen = \"127.0.0.1:0\"\napi_keys_file = \"keys.toml\"";
-        let text = std::fs::read_to_string(root().join("configs/demo.toml")).unwrap();
-        let text = text.replace("listen = \"127.0.0.1:8080\"", listen);
-        let file = folder.path().join("keys-demo.toml");
-        std::fs::write(&file, text.replace("../tests/fixtures", &fixtures)).unwrap();
+        Server::deploy(folder, "api_keys_file = \"keys.toml\"", str::to_owned)
+    }
+
+    /// Serves the demo's deployment, whose file is in `folder`, with a further line in `[server]`
+    /// and after a `change`.
+    pub fn deploy(folder: TempDir, line: &str, change: impl Fn(&str) -> String) -> Server {
+        let listen = format!("listen = \"127.0.0.1:0\"\n{line}");
+        let text = demo_deployment().replace("listen = \"127.0.0.1:8080\"", &listen);
+        let file = folder.path().join("deployment.toml");
+        std::fs::write(&file, change(&text)).unwrap();
         let mut server = Server::start(&["serve", "-c", file.to_str().unwrap()]);
         server._folder = Some(folder);
         server
@@ -108,6 +119,22 @@ impl Server {
     pub fn post(&self, path: &str, body: &Value) -> (u16, Value) {
         let mut response = agent().post(format!("{}{path}", self.url())).send_json(body).unwrap();
         (response.status().as_u16(), response.body_mut().read_json().unwrap())
+    }
+
+    /// Status and body of a GET with the server's key.
+    pub fn get_with_key(&self, path: &str) -> (u16, String) {
+        let get = agent().get(format!("{}{path}", self.url()));
+        let key = format!("Bearer {}", Server::KEY);
+        let mut response = get.header("authorization", key).call().unwrap();
+        (response.status().as_u16(), response.body_mut().read_to_string().unwrap())
+    }
+
+    /// Status and body of a POST of a component with the server's key.
+    pub fn call(&self, path: &str, component: &[u8]) -> (u16, String) {
+        let post = agent().post(format!("{}{path}", self.url()));
+        let post = post.header("authorization", format!("Bearer {}", Server::KEY));
+        let mut response = post.header("content-type", "application/wasm").send(component).unwrap();
+        (response.status().as_u16(), response.body_mut().read_to_string().unwrap())
     }
 
     /// A counter or gauge of `/metrics`, by its name with labels.

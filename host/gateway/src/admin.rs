@@ -34,7 +34,7 @@ pub async fn authorize(
 
 fn check_key(app: &App, headers: &HeaderMap) -> Result<(), Denied> {
     if app.settings.admin_keys.is_empty() {
-        let message = "no admin key is configured: set server.admin_keys to open this";
+        let message = "no admin key is configured: set server.admin_keys_file to open this";
         return Err(Denied::new(403, "admin_closed", message));
     }
     let (key, headers) = (bearer(headers), &Headers::default());

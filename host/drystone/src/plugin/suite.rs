@@ -58,7 +58,8 @@ pub struct Case {
     /// What is asked.
     #[serde(deserialize_with = "hook")]
     pub hook: Hook,
-    /// What matters of the verdict.
+    /// What matters of the verdict; left out where a hook has none.
+    #[serde(default)]
     pub expect: Value,
     /// In place of the file's.
     pub config: Option<Value>,
