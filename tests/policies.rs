@@ -51,6 +51,7 @@ fn a_guest_that_misbehaves_costs_its_own_request_and_no_other() {
 name = "misbehave"
 source = { file = "misbehave.wasm" }
 hooks = ["on-request"]
+limits = { cpu_ms = 100, memory_mib = 4 }
 breaker = { failures = 0 }
 "#,
     );

@@ -95,7 +95,7 @@ fn tolerance(dtype: DType) -> f32 {
     match dtype {
         DType::F32 => 2e-5,
         DType::F16 => 4e-3,
-        // Where both factors of a product are rounded (AVX512_BF16), 3e-2 fails once in some 17 runs.
+        // Where both factors of a product are rounded (AVX512_BF16), 3e-2 failed once in 17 runs.
         DType::Bf16 => 4e-2,
     }
 }
