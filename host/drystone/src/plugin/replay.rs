@@ -46,7 +46,7 @@ struct Call {
 /// Who is asked.
 enum Side {
     Builtin,
-    Plugin { started: Started, hooks: Vec<Hook> },
+    Plugin { started: Box<Started>, hooks: Vec<Hook> },
 }
 
 impl Side {
@@ -57,7 +57,7 @@ impl Side {
         let wrong = |error| about(file, error);
         let harness = Harness::new(&read(file)?).map_err(wrong)?;
         let started = harness.start(&setup.allow, &setup.config).map_err(wrong)?;
-        Ok(Self::Plugin { started, hooks: harness.hooks().to_vec() })
+        Ok(Self::Plugin { started: Box::new(started), hooks: harness.hooks().to_vec() })
     }
 
     /// `None` where it has no answer: it lacks the hook, or the answer depends on a deployment.
