@@ -4,8 +4,8 @@ use wasmtime::ResourceLimiter;
 
 /// Entries of all tables of one instance; a large guest has a few thousand functions.
 const TABLE_ELEMENTS: usize = 100_000;
-/// Core instances, tables and memories of one component.
-const PARTS: usize = 32;
+/// Core instances, tables and memories of one component; one of CPython has dozens.
+const PARTS: usize = 128;
 
 /// Growing would exceed the instance's bounds.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
