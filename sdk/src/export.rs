@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 use std::thread::LocalKey;
 
+use crate::bindings::score_replicas::exports::drystone::policy::score_replicas::Table;
 use crate::bindings::{
     admit, authorize, on_chunk, on_complete, on_request, on_response, plugin, resolve_adapter,
     score_replicas, select_adapter,
@@ -119,14 +120,14 @@ impl<P: Plugin> admit::exports::drystone::policy::admit::Guest for Exported<P> {
 }
 
 impl<P: Plugin> score_replicas::exports::drystone::policy::score_replicas::Guest for Exported<P> {
-    fn score_replicas(demand: Demand, replicas: Vec<Replica>) -> Vec<f32> {
-        instance::<P>().score_replicas(&demand, &replicas)
+    fn score_replicas(demand: Demand, replicas: Table) -> Vec<f32> {
+        instance::<P>().score_replicas(&demand, &Replica::rows(&replicas))
     }
 }
 
 impl<P: Plugin> on_chunk::exports::drystone::policy::on_chunk::Guest for Exported<P> {
-    fn on_chunk(request: Request, chunk: Chunk) -> ChunkVerdict {
-        instance::<P>().on_chunk(&request, &chunk)
+    fn on_chunk(chunk: Chunk) -> ChunkVerdict {
+        instance::<P>().on_chunk(&chunk)
     }
 }
 

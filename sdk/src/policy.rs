@@ -70,8 +70,9 @@ pub trait Policy: Sized + 'static {
         vec![0.0; replicas.len()]
     }
 
-    /// Look at what comes out, while it is written.
-    fn on_chunk(&self, request: &Request, chunk: &Chunk) -> ChunkVerdict {
+    /// Look at what comes out, while it is written. The request is
+    /// [`answer::asked`](crate::host::answer::asked).
+    fn on_chunk(&self, chunk: &Chunk) -> ChunkVerdict {
         ChunkVerdict::Pass
     }
 

@@ -20,7 +20,7 @@ use crate::hooks::on_complete::OnComplete;
 use crate::hooks::on_request::OnRequest;
 use crate::hooks::on_response::OnResponse;
 use crate::hooks::resolve_adapter::ResolveAdapter;
-use crate::hooks::score_replicas::ScoreReplicas;
+use crate::hooks::score_replicas::{ScoreReplicas, table};
 use crate::hooks::select_adapter::SelectAdapter;
 use crate::json::{self, ambient, headers, part, subject};
 use crate::load::{LoadError, Loaded, load};
@@ -123,7 +123,8 @@ impl Started {
                 self.put(&Admit { request: about()?, load, ambient }).await
             }
             Hook::ScoreReplicas => {
-                let (demand, replicas) = (part!(demand), part!(replicas));
+                let rows: Vec<_> = part!(replicas);
+                let (demand, replicas) = (part!(demand), table(&rows));
                 self.put(&ScoreReplicas { demand, replicas, ambient }).await
             }
             Hook::OnChunk => {

@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::bindings::drystone::policy::types;
-use crate::bindings::exports::drystone::policy::score_replicas;
 use crate::guest::Ambient;
+use crate::tail::Tail;
 
 /// Fields whose strings are words of the WIT files.
 const WORDS: [&str; 2] = ["route", "finish"];
@@ -110,8 +110,9 @@ pub(crate) fn ambient(input: &Value) -> Result<Ambient, String> {
     Ok(Ambient {
         headers: headers(input)?,
         messages: messages(input)?.into(),
-        released: part::<String>(input, "released")?.into(),
+        released: Tail::of(&part::<String>(input, "released")?),
         state: part(input, "state")?,
+        ..Ambient::default()
     })
 }
 
@@ -158,23 +159,12 @@ pub fn builtin(hook: Hook, input: &Value) -> Option<Value> {
         Hook::ResolveAdapter => json!("not-found"),
         Hook::Admit => json!({ "admit": { "priority": 0, "deadline-ms": null } }),
         Hook::ScoreReplicas => {
-            let replicas: Vec<score_replicas::Replica> = part(input, "replicas").ok()?;
-            replicas.iter().map(|replica| builtin::score(&ours(replica))).collect()
+            let replicas: Vec<Replica> = part(input, "replicas").ok()?;
+            replicas.iter().map(builtin::score).collect()
         }
         Hook::OnResponse => json!([]),
         Hook::OnComplete => Value::Null,
     })
-}
-
-fn ours(replica: &score_replicas::Replica) -> Replica {
-    Replica {
-        running: replica.running,
-        waiting: replica.waiting,
-        kv_used: replica.kv_used,
-        adapter_resident: replica.adapter_resident,
-        prefix_hit: replica.prefix_hit,
-        local: replica.local,
-    }
 }
 
 /// Puts a text in the place of every digest that a redacted recording has, so that it can be asked

@@ -22,6 +22,7 @@ mod check;
 mod deploy;
 mod edits;
 mod engine;
+mod gate;
 mod generation;
 mod grants;
 mod guest;
@@ -29,6 +30,7 @@ mod hooks;
 mod imports;
 mod inspect;
 mod instance;
+mod keeper;
 mod plugin;
 mod policy;
 mod pool;
@@ -37,6 +39,7 @@ mod quiet;
 mod recipe;
 mod start;
 mod surface;
+mod tail;
 
 #[cfg(test)]
 mod tests;

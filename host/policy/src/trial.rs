@@ -13,6 +13,7 @@ use crate::background;
 use crate::engine;
 use crate::failure::Failure;
 use crate::guest::{Ambient, Services};
+use crate::hooks::score_replicas::table;
 use crate::instance::Instance;
 use crate::load::{LoadError, load};
 use crate::recipe::{Kit, Recipe};
@@ -136,10 +137,10 @@ async fn call(guest: &mut Instance, hook: Hook, input: &Value) -> Result<Value, 
         }
         Hook::Admit => call!(admit, call_admit, &request()?, part(input, "load")?),
         Hook::ScoreReplicas => {
-            let replicas: Vec<_> = part(input, "replicas")?;
+            let replicas = table(&part::<Vec<_>>(input, "replicas")?);
             call!(score_replicas, call_score_replicas, part(input, "demand")?, &replicas)
         }
-        Hook::OnChunk => call!(on_chunk, call_on_chunk, &request()?, &part(input, "chunk")?),
+        Hook::OnChunk => call!(on_chunk, call_on_chunk, &part(input, "chunk")?),
         Hook::OnResponse => {
             call!(on_response, call_on_response, &request()?, &part(input, "response")?)
         }

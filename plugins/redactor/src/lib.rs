@@ -67,7 +67,7 @@ impl Policy for Redactor {
         RequestVerdict::Edit((0..).zip(messages::all()).filter_map(edit).collect())
     }
 
-    fn on_chunk(&self, _request: &Request, chunk: &Chunk) -> ChunkVerdict {
+    fn on_chunk(&self, chunk: &Chunk) -> ChunkVerdict {
         match self.redact(&chunk.pending) {
             None => ChunkVerdict::Pass,
             Some(text) if chunk.last || text.ends_with(tail(&chunk.pending)) => {

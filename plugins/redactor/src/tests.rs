@@ -18,7 +18,7 @@ fn streamed(pieces: &[&str]) -> String {
         let last = i + 1 == pieces.len();
         let chunk =
             Chunk { choice: 0, pending: pending.clone(), released: seen.len() as u64, last };
-        match redactor.on_chunk(&Request::default(), &chunk) {
+        match redactor.on_chunk(&chunk) {
             ChunkVerdict::Replace(text) => pending = text,
             ChunkVerdict::Hold => continue,
             _ => {}

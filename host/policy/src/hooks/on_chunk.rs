@@ -22,8 +22,6 @@ use crate::quiet::clean;
 
 /// Text of one choice that a plugin may hold; it is room for the longest hold-back.
 const PENDING_BYTES: usize = 16 << 10;
-/// Released text that a plugin can look back at.
-const RELEASED_BYTES: usize = 4 << 10;
 
 /// Asks about one piece of one choice.
 pub(crate) struct OnChunk {
@@ -39,12 +37,12 @@ impl Question for OnChunk {
     type Verdict = (wit::Verdict, Vec<u8>);
 
     fn ambient(&self) -> Ambient {
-        self.ambient.clone()
+        Ambient { request: Some(self.request.clone()), ..self.ambient.clone() }
     }
 
     async fn ask(&self, instance: &mut Instance) -> wasmtime::Result<Option<Self::Answer>> {
         let Some(hook) = &instance.hooks.on_chunk else { return Ok(None) };
-        let verdict = hook.call_on_chunk(&mut instance.store, &self.request, &self.chunk).await?;
+        let verdict = hook.call_on_chunk(&mut instance.store, &self.chunk).await?;
         Ok(Some((verdict, instance.end().state)))
     }
 
@@ -163,7 +161,9 @@ impl Stage {
     ) -> Result<Released, Denied> {
         self.pending.push_str(&piece);
         let question = self.question(request, choice, last);
-        let (text, hold_back, stopped) = match self.plugin.hear(&question).await {
+        let said = self.plugin.hear(&question).await;
+        self.pending = question.chunk.pending;
+        let (text, hold_back, stopped) = match said {
             Said::Verdict((verdict, state)) => {
                 self.ambient.state = state;
                 self.decide(verdict, last)
@@ -176,7 +176,7 @@ impl Stage {
     }
 
     fn question(&mut self, request: &Arc<Request>, choice: u32, last: bool) -> OnChunk {
-        let pending = self.pending.clone();
+        let pending = std::mem::take(&mut self.pending);
         let chunk = wit::Chunk { choice, pending, released: self.released, last };
         OnChunk { request: request.clone(), chunk, ambient: self.ambient.clone() }
     }
@@ -203,17 +203,16 @@ impl Stage {
     fn release(&mut self, mut text: String, hold_back: usize, stopped: bool) -> Released {
         self.pending = text.split_off(held_from(&text, hold_back));
         self.released += text.len() as u64;
-        if !text.is_empty() {
-            let all = [&*self.ambient.released, &text].concat();
-            let start = all.ceil_char_boundary(all.len().saturating_sub(RELEASED_BYTES));
-            self.ambient.released = Arc::from(&all[start..]);
-        }
+        self.ambient.released.push(&text);
         Released { text, stopped }
     }
 }
 
 /// Where the last `characters` of `text` begin.
 fn held_from(text: &str, characters: usize) -> usize {
+    if text.is_ascii() {
+        return text.len().saturating_sub(characters);
+    }
     if characters == 0 {
         return text.len();
     }

@@ -38,10 +38,12 @@ impl messages::Host for Guest {
 }
 
 impl answer::Host for Guest {
+    fn asked(&mut self) -> Option<types::Request> {
+        self.ambient.request.as_deref().cloned()
+    }
+
     fn released(&mut self, bytes: u32) -> String {
-        let text = &self.ambient.released;
-        let start = text.len().saturating_sub(bytes as usize);
-        text[text.ceil_char_boundary(start)..].to_owned()
+        self.ambient.released.last(bytes as usize)
     }
 
     fn state(&mut self) -> Vec<u8> {

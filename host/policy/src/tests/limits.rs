@@ -48,7 +48,8 @@ fn memory_is_bounded() {
 #[test]
 fn recursion_is_bounded() {
     falls_back(
-        "(drop (call 5 (i32.const 0) (i32.const 0) (i64.const 0) (i32.const 0) (i32.const 0)))",
+        "(drop (call 5 (i32.const 0) (i32.const 0) (i64.const 0) (i32.const 1) (i32.const 0)
+        (i32.const 0)))",
         "trap",
     );
 }

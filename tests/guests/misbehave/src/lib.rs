@@ -128,7 +128,7 @@ impl Policy for Misbehave {
         }
     }
 
-    fn on_chunk(&self, _request: &Request, chunk: &Chunk) -> ChunkVerdict {
+    fn on_chunk(&self, chunk: &Chunk) -> ChunkVerdict {
         match self.obey(&chunk.pending) {
             Command::Huge => ChunkVerdict::Replace(Command::Huge.text("")),
             Command::HoldForever => ChunkVerdict::Hold,
