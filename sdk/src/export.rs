@@ -14,7 +14,7 @@ use crate::types::{
     AdmitVerdict, Caller, Chunk, ChunkVerdict, Completion, Demand, Denial, Identity, Load, Replica,
     Request, RequestVerdict, Resolution, Response, ResponseEdit, Selection,
 };
-use crate::{configuration, schemars};
+use crate::{configuration, schema};
 
 /// Holds the instance from `init` on. It lives as long as the component's memory.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ impl<P: Plugin> plugin::exports::drystone::policy::plugin::Guest for Exported<P>
         plugin::exports::drystone::policy::plugin::Description {
             name: P::NAME.into(),
             version: P::VERSION.into(),
-            config_schema: schemars::schema_for!(P::Config).as_value().to_string(),
+            config_schema: schema::document::<P::Config>(),
             headers: P::HEADERS.iter().map(|name| (*name).into()).collect(),
         }
     }

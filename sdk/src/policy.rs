@@ -1,9 +1,9 @@
 //! The trait that a plugin implements.
 
-use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 
 use crate::host::text::{PatternSet, WordSet};
+use crate::schema::Schema;
 use crate::types::{
     Admission, AdmitVerdict, Caller, Chunk, ChunkVerdict, Completion, Demand, Denial, Identity,
     Load, Replica, Request, RequestVerdict, Resolution, Response, ResponseEdit, Selection,
@@ -18,7 +18,7 @@ use crate::types::{
 pub trait Policy: Sized + 'static {
     /// What the operator writes under `config`; see [`config`](macro@crate::config). A plugin
     /// without any takes [`NoConfig`](crate::NoConfig).
-    type Config: DeserializeOwned + JsonSchema;
+    type Config: DeserializeOwned + Schema;
 
     /// Request headers that the plugin wants to read, in lower case. It reads those that the
     /// operator grants as well.

@@ -184,15 +184,20 @@ pub struct PolicyBench {
     /// Answers score-replicas; asked about 16 candidates.
     #[arg(long, value_name = "FILE")]
     pub score: Option<PathBuf>,
-    /// Answers on-request; also measured as a chain of ten.
+    /// Answers on-request; also measured as a chain of ten, and when its file changes.
     #[arg(long, value_name = "FILE")]
     pub request: Option<PathBuf>,
     /// Answers on-chunk.
     #[arg(long, value_name = "FILE")]
     pub chunk: Option<PathBuf>,
-    /// Never answers on-request for the model `spin`, and is killed after 5 ms.
+    /// Never answers on-request for the model `spin`, and is killed after 5 ms. Requests for
+    /// another model are measured beside it.
     #[arg(long, value_name = "FILE")]
     pub spin: Option<PathBuf>,
+    /// Answers on-request a million times and is reloaded a thousand times, to see what stays in
+    /// memory.
+    #[arg(long, value_name = "FILE")]
+    pub endurance: Option<PathBuf>,
     /// Calls of one row.
     #[arg(long, default_value_t = 2000)]
     pub calls: usize,

@@ -43,6 +43,8 @@ fn common() -> Config {
     let mut config = Config::new();
     // Concurrency within one instance is not part of `drystone:policy`, and costs every call.
     config.epoch_interruption(true).concurrency_support(false);
+    // For native debuggers; a guest's own backtrace does not need it, and it takes time to make.
+    config.native_unwind_info(false);
     config
 }
 

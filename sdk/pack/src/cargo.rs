@@ -8,8 +8,8 @@ use serde_json::Value;
 use crate::{Options, PackError};
 
 pub(crate) const TARGET: &str = "wasm32-unknown-unknown";
-/// Bytes of a plugin's stack. Every byte of an instance's memory costs time when it is taken down, and
-/// Rust's own choice for the target is a megabyte. Below the stack lies nothing, so that to
+/// Bytes of a plugin's stack. Every byte of an instance's memory costs time when it is taken down,
+/// and Rust's own choice for the target is a megabyte. Below the stack lies nothing, so that to
 /// overflow it is a trap. A build script of the plugin can ask for more in the same way.
 const STACK: &str = "link-arg=-zstack-size=65536";
 /// Named in the workspace of the plugin; `drystone plugin new` writes it.

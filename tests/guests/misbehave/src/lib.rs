@@ -7,6 +7,7 @@
 
 mod command;
 
+use drystone_sdk::host::answer;
 use drystone_sdk::prelude::*;
 
 use crate::command::Command;
@@ -129,6 +130,10 @@ impl Policy for Misbehave {
     }
 
     fn on_chunk(&self, chunk: &Chunk) -> ChunkVerdict {
+        if chunk.pending == "who asked?" {
+            return answer::asked()
+                .map_or(ChunkVerdict::Pass, |it| ChunkVerdict::Replace(it.tenant));
+        }
         match self.obey(&chunk.pending) {
             Command::Huge => ChunkVerdict::Replace(Command::Huge.text("")),
             Command::HoldForever => ChunkVerdict::Hold,
