@@ -63,7 +63,9 @@ impl<O: Ops, C: Comm<O::Buf>> Rank<O, C> {
         for layer in &mut self.layers {
             layer.forward(&mut pass, act)?;
         }
-        self.head.forward(&mut pass, act, &self.vocabulary, batch)
+        let answers = self.head.forward(&mut pass, act, &self.vocabulary, batch)?;
+        self.comm.settle()?;
+        Ok(answers)
     }
 
     /// Puts this rank's local pairs into `slot`. After an error the slot is empty.

@@ -5,23 +5,29 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use collective::comm::Comm;
+use collective::comm::{Comm, CommError};
+use collective::device::{DeviceComm, Patience, Seat};
 use collective::solo::Solo;
 use collective::threads::ThreadComm;
 use config::environment::cache_dir;
 use config::settings::{self, CommKind, Parallel};
 use contract::counts::CollectiveCounts;
 use kernels::cpu::Cpu;
-use kernels::cuda::{self, Cuda, Found};
+use kernels::cuda::Cuda;
 use kernels::ops::Ops;
 use model::rank::Rank;
 
 use crate::error::StartError;
+use crate::gpus::{Gpus, Link};
 use crate::source::Source;
 use crate::worker::{Build, Work};
 
 /// Longer than the slowest layer of the largest batch that a CPU is asked to compute.
 const PEER_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Threads wait for each other to launch, and while one of them opens its device; devices for
+/// what others compute before the same collective.
+const PATIENCE: Patience = Patience { threads: PEER_TIMEOUT, devices: Duration::from_secs(60) };
 
 /// What the ranks of a group compute on.
 #[derive(Clone, Debug)]
@@ -31,8 +37,8 @@ pub enum Backend {
         /// At least one.
         threads: usize,
     },
-    /// The only rank's GPU.
-    Cuda(Found),
+    /// A GPU for each rank.
+    Cuda(Gpus),
 }
 
 impl fmt::Display for Backend {
@@ -40,7 +46,11 @@ impl fmt::Display for Backend {
         match self {
             Self::Cpu { threads: 1 } => write!(f, "cpu, 1 thread a rank"),
             Self::Cpu { threads } => write!(f, "cpu, {threads} threads a rank"),
-            Self::Cuda(device) => write!(f, "cuda, {} ({})", device.name, device.ordinal),
+            Self::Cuda(gpus) => {
+                let names =
+                    gpus.devices.iter().map(|gpu| format!("{} ({})", gpu.name, gpu.ordinal));
+                write!(f, "cuda, {}", names.collect::<Vec<_>>().join(", "))
+            }
         }
     }
 }
@@ -50,11 +60,11 @@ impl Backend {
     pub fn choose(parallel: &Parallel) -> Result<Self, StartError> {
         let threads = parallel.threads.unwrap_or_else(|| threads_of(parallel.tensor));
         match parallel.backend {
-            settings::Backend::Cuda => gpu(parallel).map(Self::Cuda).map_err(|why| {
+            settings::Backend::Cuda => Gpus::choose(parallel).map(Self::Cuda).map_err(|why| {
                 StartError::Backend(format!("backend = \"cuda\": {why}; \"cpu\" works"))
             }),
-            settings::Backend::Auto => match gpu(parallel) {
-                Ok(device) => Ok(Self::Cuda(device)),
+            settings::Backend::Auto => match Gpus::choose(parallel) {
+                Ok(gpus) => Ok(Self::Cuda(gpus)),
                 Err(_) => cpu(parallel, threads),
             },
             settings::Backend::Cpu => cpu(parallel, threads),
@@ -69,35 +79,63 @@ impl Backend {
         counts: &Arc<CollectiveCounts>,
     ) -> Vec<Build> {
         let source = Arc::new(source);
-        let threads = match self {
-            Self::Cuda(device) => {
-                let dtype = source.dtype;
-                let kernels = cache_dir().map(|caches| caches.join("drystone/kernels"));
-                let open = move || Cuda::open(device.ordinal, dtype, kernels.as_deref());
-                return vec![build(open, Solo, source)];
-            }
-            Self::Cpu { threads } => threads,
-        };
-        let open = move || Cpu::new(threads);
-        if ranks == 1 {
-            return vec![build(open, Solo, source)];
+        match self {
+            Self::Cuda(gpus) => cuda_builds(&gpus, &source, counts),
+            Self::Cpu { threads } => cpu_builds(threads, ranks, &source, counts),
         }
-        let group = ThreadComm::group(ranks, PEER_TIMEOUT, counts).into_iter();
-        group.map(|comm| build(open, comm, Arc::clone(&source))).collect()
     }
 }
 
+fn cpu_builds(
+    threads: usize,
+    ranks: usize,
+    source: &Arc<Source>,
+    counts: &Arc<CollectiveCounts>,
+) -> Vec<Build> {
+    let open = move || Cpu::new(threads);
+    if ranks == 1 {
+        return vec![build(open, |_| Ok(Solo), source)];
+    }
+    let group = ThreadComm::group(ranks, PEER_TIMEOUT, counts).into_iter();
+    group.map(|comm| build(open, |_| Ok(comm), source)).collect()
+}
+
+fn cuda_builds(gpus: &Gpus, source: &Arc<Source>, counts: &Arc<CollectiveCounts>) -> Vec<Build> {
+    let dtype = source.dtype;
+    let open = |rank: usize| {
+        let ordinal = gpus.devices[rank].ordinal;
+        let kernels = cache_dir().map(|caches| caches.join("drystone/kernels"));
+        move || Cuda::open(ordinal, dtype, kernels.as_deref())
+    };
+    match gpus.link {
+        Link::Solo => vec![build(open(0), |_| Ok(Solo), source)],
+        Link::Peer => {
+            let seats = Seat::group(gpus.devices.len(), PATIENCE, counts);
+            let join = |(rank, seat)| {
+                let sharing = gpus.sharing(rank);
+                let join = move |cuda: &Cuda| DeviceComm::join(seat, cuda, sharing);
+                build(open(rank), join, source)
+            };
+            seats.into_iter().enumerate().map(join).collect()
+        }
+    }
+}
+
+/// A rank that opens its backend, joins its group and then loads its part of the model.
 fn build<O, C>(
     open: impl FnOnce() -> kernels::error::Result<O> + Send + 'static,
-    comm: C,
-    source: Arc<Source>,
+    join: impl FnOnce(&O) -> Result<C, CommError> + Send + 'static,
+    source: &Arc<Source>,
 ) -> Build
 where
     O: Ops,
     C: Comm<O::Buf> + 'static,
 {
+    let source = Arc::clone(source);
     Box::new(move || {
-        let rank = Rank::build(open()?, comm, source.blueprint())?;
+        let ops = open()?;
+        let comm = join(&ops)?;
+        let rank = Rank::build(ops, comm, source.blueprint())?;
         Ok(Box::new(rank) as Box<dyn Work>)
     })
 }
@@ -109,19 +147,6 @@ fn cpu(parallel: &Parallel, threads: usize) -> Result<Backend, StartError> {
         CommKind::Auto | CommKind::Threads => return Ok(Backend::Cpu { threads }),
     };
     Err(StartError::Backend(why.to_owned()))
-}
-
-/// The device of a group of one rank.
-fn gpu(parallel: &Parallel) -> Result<Found, String> {
-    let found = cuda::found().map_err(|why| why.to_string())?;
-    if parallel.tensor > 1 {
-        let ranks = parallel.tensor;
-        return Err(format!("tensor = {ranks}: this build runs one rank on GPUs; 1 would do"));
-    }
-    let wanted = parallel.devices.first().copied().unwrap_or(0);
-    let names: Vec<_> = found.iter().map(|d| format!("{} ({})", d.ordinal, d.name)).collect();
-    let device = found.into_iter().find(|device| device.ordinal == wanted);
-    device.ok_or_else(|| format!("there is no device {wanted}: found {}", names.join(", ")))
 }
 
 /// An equal share of the machine's cores, at least one.

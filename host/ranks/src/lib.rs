@@ -2,6 +2,7 @@
 
 mod backend;
 pub mod error;
+mod gpus;
 pub mod group;
 mod source;
 mod worker;

@@ -9,6 +9,7 @@ use super::embed::EmbedParams;
 use super::head_norm::HeadNormParams;
 use super::kv_store::KvStoreParams;
 use super::lora::ByRows;
+use super::peer::PeerKernels;
 use super::pick_rows::PickRowsParams;
 use super::program::Programs;
 use super::rms_norm::RmsNormParams;
@@ -29,6 +30,7 @@ pub struct Kernels {
     pub kv_store: Kernel<KvStoreParams>,
     pub lora_expand: ByRows,
     pub lora_shrink: ByRows,
+    pub peer: PeerKernels,
     pub pick_rows: Kernel<PickRowsParams>,
     pub rms_norm: Kernel<RmsNormParams>,
     pub rope: Kernel<RopeParams>,
@@ -60,6 +62,7 @@ impl Kernels {
             kv_store: Kernel::new(programs, "kv_store", "kv_store")?,
             lora_expand: by_rows("lora_expand", "lora_expand_1", "lora_expand_8")?,
             lora_shrink: by_rows("lora_shrink", "lora_shrink_1", "lora_shrink_8")?,
+            peer: PeerKernels::new(programs)?,
             pick_rows: Kernel::new(programs, "pick_rows", "pick_rows")?,
             rms_norm: Kernel::new(programs, "rms_norm", "rms_norm")?,
             rope: Kernel::new(programs, "rope", "rope")?,

@@ -35,6 +35,9 @@ mod lora_shrink;
 mod lora_expand;
 mod sample;
 mod graph;
+mod link;
+mod peer;
+mod peer_area;
 mod bandwidth;
 
 use std::path::Path;
@@ -61,7 +64,10 @@ use weight::Weight;
 pub use bandwidth::bandwidth;
 pub use found::{Found, WhyNot, found};
 pub use graph::Graph;
+pub use link::{Link, State, Stop};
 pub use memory::Buf;
+pub use peer::{Peer, RANKS_MAX as PEERS_MAX};
+pub use peer_area::{PeerArea, reaches};
 
 /// The backend of one rank on one device.
 pub struct Cuda {
@@ -71,7 +77,7 @@ pub struct Cuda {
     tokens: Memory,
     indices: IndexPool,
     upload: Upload,
-    device: Device,
+    device: Arc<Device>,
 }
 
 impl Cuda {
@@ -83,7 +89,7 @@ impl Cuda {
             let names = names.collect::<Vec<_>>().join(", ");
             return Err(Error::Device(format!("there is no device {ordinal}: found {names}")));
         }
-        let device = Device::open(ordinal, dtype, cache)?;
+        let device = Arc::new(Device::open(ordinal, dtype, cache)?);
         Ok(Self {
             gemm: Gemm::new(&device)?,
             scratch: Scratch::new(&device.stream)?,

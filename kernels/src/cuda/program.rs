@@ -37,11 +37,11 @@ macro_rules! embedded {
 }
 
 const HEADERS: &[Source] =
-    embedded!(".cuh": "attention", "element", "lora", "mma", "paged", "params", "reduce");
+    embedded!(".cuh": "attention", "element", "lora", "mma", "paged", "params", "peer", "reduce");
 
 const SOURCES: &[Source] = embedded!(
     ".cu": "add", "argmax", "attention_decode", "attention_rows", "attention_tiles", "embed",
-    "head_norm", "kv_store", "lora_expand", "lora_shrink", "pick_rows", "rms_norm", "rope",
+    "head_norm", "kv_store", "lora_expand", "lora_shrink", "peer_gather", "peer_reduce", "pick_rows", "rms_norm", "rope",
     "silu_mul"
 );
 

@@ -1,0 +1,159 @@
+//! Which GPU each rank gets, and how ranks on GPUs talk.
+
+use config::settings::{CommKind, Parallel};
+use kernels::cuda::{self, Found, PEERS_MAX};
+
+/// One device a rank, and how they talk.
+#[derive(Clone, Debug)]
+pub struct Gpus {
+    /// Of each rank, in order; may repeat.
+    pub devices: Vec<Found>,
+    pub link: Link,
+}
+
+/// How ranks on GPUs talk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Link {
+    /// There is one rank.
+    Solo,
+    /// Over each other's memory.
+    Peer,
+}
+
+impl Gpus {
+    /// What `parallel` asks for, of what this machine has.
+    pub fn choose(parallel: &Parallel) -> Result<Self, String> {
+        let found = cuda::found().map_err(|why| why.to_string())?;
+        let devices = assign(&found, parallel)?;
+        let link = link(parallel.comm, &devices, reach_each_other)?;
+        Ok(Self { devices, link })
+    }
+
+    /// Ranks on the device of this one.
+    pub fn sharing(&self, rank: usize) -> usize {
+        let own = self.devices[rank].ordinal;
+        self.devices.iter().filter(|device| device.ordinal == own).count()
+    }
+}
+
+/// The device of every rank.
+fn assign(found: &[Found], parallel: &Parallel) -> Result<Vec<Found>, String> {
+    let ranks = parallel.tensor;
+    let device = |rank: usize| {
+        let wanted = parallel.devices.get(rank).copied().unwrap_or(rank);
+        let device = found.iter().find(|device| device.ordinal == wanted);
+        device.cloned().ok_or_else(|| missing(found, ranks, wanted))
+    };
+    (0..ranks).map(device).collect()
+}
+
+fn missing(found: &[Found], ranks: usize, wanted: usize) -> String {
+    let names = found.iter().map(|device| format!("{} ({})", device.ordinal, device.name));
+    let names = names.collect::<Vec<_>>().join(", ");
+    let why = format!("there is no device {wanted}: found {names}");
+    match ranks {
+        1 => why,
+        _ => {
+            let repeated = vec![found.first().map_or(0, |device| device.ordinal); ranks];
+            format!("tensor = {ranks}: {why}; devices = {repeated:?} puts all ranks on one")
+        }
+    }
+}
+
+/// How the ranks on these devices talk; `reach` says whether they can by each other's memory.
+fn link(
+    comm: CommKind,
+    devices: &[Found],
+    reach: impl FnOnce(&[Found]) -> Result<(), String>,
+) -> Result<Link, String> {
+    let ranks = devices.len();
+    if ranks == 1 {
+        return Ok(Link::Solo);
+    }
+    match comm {
+        CommKind::Threads => {
+            Err("comm = \"threads\" is for the CPU; \"peer\" would do, or \"auto\"".to_owned())
+        }
+        CommKind::Nccl => Err("comm = \"nccl\": not in this build; \"peer\" works".to_owned()),
+        CommKind::Peer | CommKind::Auto if ranks > PEERS_MAX => {
+            Err(format!("comm = \"peer\" takes up to {PEERS_MAX} ranks, and tensor = {ranks}"))
+        }
+        CommKind::Peer | CommKind::Auto => reach(devices).map(|()| Link::Peer),
+    }
+}
+
+fn reach_each_other(devices: &[Found]) -> Result<(), String> {
+    let ordinals = || devices.iter().map(|device| device.ordinal);
+    for (from, to) in ordinals().flat_map(|from| ordinals().map(move |to| (from, to))) {
+        if !cuda::reaches(from, to).map_err(|error| error.to_string())? {
+            return Err(format!(
+                "comm = \"peer\": device {from} cannot reach the memory of device {to}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use config::settings::Backend;
+
+    use super::*;
+
+    fn found(count: usize) -> Vec<Found> {
+        let device = |ordinal| Found {
+            ordinal,
+            name: "Card".to_owned(),
+            capability: (9, 0),
+            memory: 1 << 30,
+        };
+        (0..count).map(device).collect()
+    }
+
+    fn parallel(tensor: usize, devices: &[usize]) -> Parallel {
+        Parallel {
+            backend: Backend::Cuda,
+            tensor,
+            replicas: 1,
+            threads: None,
+            comm: CommKind::Auto,
+            devices: devices.to_vec(),
+        }
+    }
+
+    #[test]
+    fn ranks_get_the_devices_they_ask_for_and_may_share_one() {
+        let ordinals = |count, tensor, devices: &[usize]| {
+            let devices = assign(&found(count), &parallel(tensor, devices)).unwrap();
+            let link = Link::Peer;
+            let gpus = Gpus { devices, link };
+            let ordinals = gpus.devices.iter().map(|device| device.ordinal).collect::<Vec<_>>();
+            (ordinals, gpus.sharing(0))
+        };
+        assert_eq!(ordinals(2, 2, &[]), (vec![0, 1], 1));
+        assert_eq!(ordinals(4, 2, &[3, 1]), (vec![3, 1], 1));
+        assert_eq!(ordinals(1, 3, &[0, 0, 0]), (vec![0, 0, 0], 3));
+    }
+
+    #[test]
+    fn more_ranks_than_devices_are_told_what_was_found_and_what_would_do() {
+        let why = assign(&found(2), &parallel(4, &[])).unwrap_err();
+        assert!(why.contains("tensor = 4"), "{why}");
+        assert!(why.contains("no device 2: found 0 (Card), 1 (Card)"), "{why}");
+        assert!(why.contains("devices = [0, 0, 0, 0]"), "{why}");
+        let why = assign(&found(1), &parallel(1, &[7])).unwrap_err();
+        assert_eq!(why, "there is no device 7: found 0 (Card)");
+    }
+
+    #[test]
+    fn ranks_talk_as_configured_and_as_the_devices_can() {
+        let link = |comm, ranks, reach: Result<(), &str>| {
+            link(comm, &found(ranks), |_| reach.map_err(str::to_owned))
+        };
+        assert_eq!(link(CommKind::Nccl, 1, Ok(())), Ok(Link::Solo));
+        assert_eq!(link(CommKind::Auto, 2, Ok(())), Ok(Link::Peer));
+        assert_eq!(link(CommKind::Peer, 2, Err("too far")), Err("too far".to_owned()));
+        assert!(link(CommKind::Threads, 2, Ok(())).unwrap_err().contains("\"threads\""));
+        assert!(link(CommKind::Peer, 9, Ok(())).unwrap_err().contains("up to 8 ranks"));
+    }
+}
