@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use contract::counts::{CollectiveCounts, Purpose};
-use kernels::cuda::{Buf, Cuda, Link, Peer, PeerArea, State, Stop};
+use kernels::cuda::{Buf, Cuda, Link, Nccl, NcclEnd, Peer, PeerArea, State, Stop};
 use kernels::error::Error;
 
 use crate::barrier::Barrier;
@@ -86,7 +86,7 @@ pub struct DeviceComm<L: Link> {
 
 impl DeviceComm<Peer> {
     /// Joins a group of peers, with a device that it shares with `sharing` ranks.
-    pub fn join(
+    pub fn join_peers(
         seat: Seat<PeerArea>,
         cuda: &Cuda,
         sharing: usize,
@@ -98,6 +98,21 @@ impl DeviceComm<Peer> {
         // Nobody launches anything before everybody's memory is open.
         seat.table.barrier.wait()?;
         Ok(DeviceComm { seat, link })
+    }
+}
+
+impl DeviceComm<Nccl> {
+    /// Joins a group that NCCL connects, with a device that it shares with `sharing` ranks.
+    pub fn join_nccl(
+        seat: Seat<NcclEnd>,
+        cuda: &Cuda,
+        sharing: usize,
+    ) -> Result<DeviceComm<Nccl>, CommError> {
+        let end =
+            if seat.rank == 0 { NcclEnd::first().map_err(failed)? } else { NcclEnd::default() };
+        let ends = seat.exchange(Arc::new(end))?;
+        let link = cuda.join_nccl(seat.rank, &ends, sharing, seat.table.patience.devices);
+        Ok(DeviceComm { seat, link: link.map_err(failed)? })
     }
 }
 
@@ -152,6 +167,7 @@ impl<L: Link> Comm<Buf> for DeviceComm<L> {
     }
 
     fn count(&mut self, why: Purpose, times: u64) {
+        self.link.launched();
         if self.seat.rank == 0 {
             self.seat.table.counts.add_many(why, times);
         }

@@ -113,7 +113,16 @@ fn cuda_builds(gpus: &Gpus, source: &Arc<Source>, counts: &Arc<CollectiveCounts>
             let seats = Seat::group(gpus.devices.len(), PATIENCE, counts);
             let join = |(rank, seat)| {
                 let sharing = gpus.sharing(rank);
-                let join = move |cuda: &Cuda| DeviceComm::join(seat, cuda, sharing);
+                let join = move |cuda: &Cuda| DeviceComm::join_peers(seat, cuda, sharing);
+                build(open(rank), join, source)
+            };
+            seats.into_iter().enumerate().map(join).collect()
+        }
+        Link::Nccl => {
+            let seats = Seat::group(gpus.devices.len(), PATIENCE, counts);
+            let join = |(rank, seat)| {
+                let sharing = gpus.sharing(rank);
+                let join = move |cuda: &Cuda| DeviceComm::join_nccl(seat, cuda, sharing);
                 build(open(rank), join, source)
             };
             seats.into_iter().enumerate().map(join).collect()

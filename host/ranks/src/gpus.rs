@@ -18,6 +18,8 @@ pub enum Link {
     Solo,
     /// Over each other's memory.
     Peer,
+    /// By NCCL.
+    Nccl,
 }
 
 impl Gpus {
@@ -25,7 +27,7 @@ impl Gpus {
     pub fn choose(parallel: &Parallel) -> Result<Self, String> {
         let found = cuda::found().map_err(|why| why.to_string())?;
         let devices = assign(&found, parallel)?;
-        let link = link(parallel.comm, &devices, reach_each_other)?;
+        let link = link(parallel.comm, &devices, &Machine)?;
         Ok(Self { devices, link })
     }
 
@@ -60,38 +62,57 @@ fn missing(found: &[Found], ranks: usize, wanted: usize) -> String {
     }
 }
 
-/// How the ranks on these devices talk; `reach` says whether they can by each other's memory.
-fn link(
-    comm: CommKind,
-    devices: &[Found],
-    reach: impl FnOnce(&[Found]) -> Result<(), String>,
-) -> Result<Link, String> {
+/// What this machine can do for ranks that talk.
+trait Means {
+    /// Whether all devices reach each other's memory.
+    fn peer(&self, devices: &[Found]) -> Result<(), String>;
+
+    /// Whether NCCL is here.
+    fn nccl(&self) -> Result<(), String>;
+}
+
+/// How the ranks on these devices talk.
+fn link(comm: CommKind, devices: &[Found], means: &impl Means) -> Result<Link, String> {
     let ranks = devices.len();
     if ranks == 1 {
         return Ok(Link::Solo);
     }
+    let peer = || {
+        if ranks > PEERS_MAX {
+            return Err(format!("comm = \"peer\" takes up to {PEERS_MAX} ranks, not {ranks}"));
+        }
+        means.peer(devices).map(|()| Link::Peer).map_err(|why| format!("comm = \"peer\": {why}"))
+    };
+    let nccl =
+        || means.nccl().map(|()| Link::Nccl).map_err(|why| format!("comm = \"nccl\": {why}"));
     match comm {
         CommKind::Threads => {
-            Err("comm = \"threads\" is for the CPU; \"peer\" would do, or \"auto\"".to_owned())
+            Err("comm = \"threads\" is for the CPU; \"peer\", \"nccl\" or \"auto\" would do"
+                .to_owned())
         }
-        CommKind::Nccl => Err("comm = \"nccl\": not in this build; \"peer\" works".to_owned()),
-        CommKind::Peer | CommKind::Auto if ranks > PEERS_MAX => {
-            Err(format!("comm = \"peer\" takes up to {PEERS_MAX} ranks, and tensor = {ranks}"))
-        }
-        CommKind::Peer | CommKind::Auto => reach(devices).map(|()| Link::Peer),
+        CommKind::Peer => peer(),
+        CommKind::Nccl => nccl(),
+        CommKind::Auto => peer().or_else(|why| nccl().map_err(|other| format!("{why}; {other}"))),
     }
 }
 
-fn reach_each_other(devices: &[Found]) -> Result<(), String> {
-    let ordinals = || devices.iter().map(|device| device.ordinal);
-    for (from, to) in ordinals().flat_map(|from| ordinals().map(move |to| (from, to))) {
-        if !cuda::reaches(from, to).map_err(|error| error.to_string())? {
-            return Err(format!(
-                "comm = \"peer\": device {from} cannot reach the memory of device {to}"
-            ));
+/// The machine this runs on.
+struct Machine;
+
+impl Means for Machine {
+    fn peer(&self, devices: &[Found]) -> Result<(), String> {
+        let ordinals = || devices.iter().map(|device| device.ordinal);
+        for (from, to) in ordinals().flat_map(|from| ordinals().map(move |to| (from, to))) {
+            if !cuda::reaches(from, to).map_err(|error| error.to_string())? {
+                return Err(format!("device {from} cannot reach the memory of device {to}"));
+            }
         }
+        Ok(())
     }
-    Ok(())
+
+    fn nccl(&self) -> Result<(), String> {
+        cuda::nccl_version().map(drop).map_err(|why| why.to_string())
+    }
 }
 
 #[cfg(test)]
@@ -145,15 +166,37 @@ mod tests {
         assert_eq!(why, "there is no device 7: found 0 (Card)");
     }
 
+    /// A machine that can do what the strings do not forbid.
+    struct Can(Result<(), &'static str>, Result<(), &'static str>);
+
+    impl Means for Can {
+        fn peer(&self, _: &[Found]) -> Result<(), String> {
+            self.0.map_err(str::to_owned)
+        }
+
+        fn nccl(&self) -> Result<(), String> {
+            self.1.map_err(str::to_owned)
+        }
+    }
+
     #[test]
     fn ranks_talk_as_configured_and_as_the_devices_can() {
-        let link = |comm, ranks, reach: Result<(), &str>| {
-            link(comm, &found(ranks), |_| reach.map_err(str::to_owned))
+        let link = |comm, ranks, can: &Can| link(comm, &found(ranks), can);
+        let (all, no_peers) = (Can(Ok(()), Ok(())), Can(Err("too far"), Ok(())));
+        let nothing = Can(Err("too far"), Err("no library"));
+        assert_eq!(link(CommKind::Nccl, 1, &nothing), Ok(Link::Solo));
+        assert_eq!(link(CommKind::Auto, 2, &all), Ok(Link::Peer));
+        assert_eq!(link(CommKind::Auto, 2, &no_peers), Ok(Link::Nccl));
+        assert_eq!(link(CommKind::Auto, 9, &all), Ok(Link::Nccl));
+        assert_eq!(link(CommKind::Nccl, 2, &all), Ok(Link::Nccl));
+        let says = |comm, ranks, can: &Can, parts: &[&str]| {
+            let why = link(comm, ranks, can).unwrap_err();
+            assert!(parts.iter().all(|part| why.contains(part)), "{why:?} lacks one of {parts:?}");
         };
-        assert_eq!(link(CommKind::Nccl, 1, Ok(())), Ok(Link::Solo));
-        assert_eq!(link(CommKind::Auto, 2, Ok(())), Ok(Link::Peer));
-        assert_eq!(link(CommKind::Peer, 2, Err("too far")), Err("too far".to_owned()));
-        assert!(link(CommKind::Threads, 2, Ok(())).unwrap_err().contains("\"threads\""));
-        assert!(link(CommKind::Peer, 9, Ok(())).unwrap_err().contains("up to 8 ranks"));
+        says(CommKind::Peer, 2, &no_peers, &["\"peer\"", "too far"]);
+        says(CommKind::Auto, 2, &nothing, &["too far", "no library"]);
+        says(CommKind::Nccl, 2, &nothing, &["\"nccl\"", "no library"]);
+        says(CommKind::Threads, 2, &all, &["\"threads\""]);
+        says(CommKind::Peer, 9, &all, &["up to 8 ranks"]);
     }
 }

@@ -48,6 +48,17 @@ pub enum WhyNot {
         /// Major version.
         nvrtc: i32,
     },
+    /// NCCL is there but too old.
+    #[error(
+        "NCCL {}.{}.{} was found: {}.{}.{} or newer would do", found.0, found.1, found.2,
+        needed.0, needed.1, needed.2
+    )]
+    OldNccl {
+        /// Major, minor and patch version.
+        found: (i32, i32, i32),
+        /// Likewise.
+        needed: (i32, i32, i32),
+    },
     /// There is no device, or none that is new enough.
     #[error("no GPU of compute capability 8.0 or newer (Ampere): found {0}")]
     NoDevice(String),

@@ -33,6 +33,9 @@ pub trait Link: Send + 'static {
     /// Fills `whole` with the first `elements` of every rank's `part`, in rank order.
     fn all_gather(&mut self, part: &Buf, whole: &mut Buf, elements: usize) -> Result<()>;
 
-    /// How all that the device has done so far has gone.
-    fn state(&self) -> State;
+    /// Says that collectives were launched without a call, by a replayed graph.
+    fn launched(&mut self) {}
+
+    /// How all that the device has done so far has gone. Asked when results are there.
+    fn state(&mut self) -> State;
 }

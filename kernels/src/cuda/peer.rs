@@ -168,7 +168,7 @@ impl Link for Peer {
         self.launch(&self.device.kernels.peer.gather, dtype, (from, to, elements))
     }
 
-    fn state(&self) -> State {
+    fn state(&mut self) -> State {
         self.areas[self.rank].state()
     }
 }

@@ -36,8 +36,9 @@ macro_rules! embedded {
     };
 }
 
-const HEADERS: &[Source] =
-    embedded!(".cuh": "attention", "element", "lora", "mma", "paged", "params", "peer", "reduce");
+const HEADERS: &[Source] = embedded!(
+    ".cuh": "attention", "element", "lora", "mma", "paged", "params", "peer", "reduce"
+);
 
 const SOURCES: &[Source] = embedded!(
     ".cu": "add", "argmax", "attention_decode", "attention_rows", "attention_tiles", "embed",
