@@ -44,8 +44,8 @@ pub trait Comm<B>: Send {
         why: Purpose,
     ) -> Result<(), CommError>;
 
-    /// Returns when all ranks have called it. Work in which a device waits for its peers (a replayed
-    /// graph of collectives) is launched between two meetings: no thread may be held up by a
+    /// Returns when all ranks have called it. Work in which a device waits for its peers (a graph
+    /// of collectives, replayed) is launched between two meetings: no thread may be held up by a
     /// device that waits for what another thread has yet to launch.
     fn meet(&mut self) -> Result<(), CommError> {
         Ok(())
