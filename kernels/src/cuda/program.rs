@@ -42,8 +42,8 @@ const HEADERS: &[Source] = embedded!(
 
 const SOURCES: &[Source] = embedded!(
     ".cu": "add", "argmax", "attention_decode", "attention_rows", "attention_tiles", "embed",
-    "head_norm", "kv_store", "lora_expand", "lora_shrink", "peer_gather", "peer_reduce", "pick_rows",
-    "rms_norm", "rope", "silu_mul"
+    "head_norm", "kv_store", "lora_expand", "lora_shrink", "peer_gather", "peer_reduce",
+    "pick_rows", "rms_norm", "rope", "silu_mul"
 );
 
 /// Compiled for tensor cores, which do not multiply f32.

@@ -112,6 +112,12 @@ impl<L: Link> Rank<L> {
         buf
     }
 
+    /// Asks before anybody leaves, which would give up the group.
+    fn settle(&mut self) {
+        self.comm.settle().unwrap();
+        self.comm.meet().unwrap();
+    }
+
     fn replay(&mut self, graph: &Graph) {
         self.comm.meet().unwrap();
         let took = self.cuda.replay(graph, 1);
@@ -154,7 +160,7 @@ fn sums_are_taken_in_rank_order_and_equal_on_all_ranks() {
                     let mut buf = rank.buf(elements, 3, |at| value(own, round, at, step));
                     rank.sum(&mut buf, elements);
                     let found = rank.cuda.read(&buf, elements + 3).unwrap();
-                    rank.comm.settle().unwrap();
+                    rank.settle();
                     let sum = |at| {
                         let of = |rank| value(rank, round, at, step);
                         round_to(dtype, (1..ranks).fold(of(0), |sum, rank| sum + of(rank)))
@@ -248,7 +254,7 @@ fn nccl_sums_and_gathers_in_a_replayed_graph_too() {
                 let found = rank.cuda.read(&whole, elements * ranks).unwrap();
                 let wrong = |at: &usize| found[*at] != of(at / elements, at % elements);
                 assert_eq!((0..elements * ranks).find(wrong), None);
-                rank.comm.settle().unwrap();
+                rank.settle();
             }
             let mut buf = rank.buf(4096, 0, |_| 1.0);
             let graph = record(rank, &mut buf, &[4096, 4096]);
