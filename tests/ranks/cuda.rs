@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use adapters::cut::PlainSharding;
-use config::settings::{Backend, CommKind, Model, Parallel};
+use config::settings::{Backend, CommKind, Engine, Model, Parallel};
 use contract::adapter::{Generation, Slot};
 use contract::counts::Purpose;
 use contract::sampling::Sampling;
@@ -17,7 +17,7 @@ use ranks::group::Group;
 
 use super::collectives::{BASE, LAYERS, cost};
 use super::feed::{Feed, batch, distance, logprobs};
-use super::fixture::{BASES, Fixture, parallel};
+use super::fixture::{BASES, ENGINE, Fixture, parallel};
 
 /// Of logprobs, by element type; those of 16 bits are compared with the CPU's, whose activations
 /// are in f32.
@@ -221,6 +221,19 @@ fn adapters_add_no_collective_unless_fully_sharded() {
             assert_eq!(found, (BASE, lora), "{cut:?}, slot {slot:?}");
         }
         assert_eq!(group.counts().get(Purpose::Lora), 4 * LAYERS);
+    }
+}
+
+#[test]
+fn a_cache_that_no_device_holds_is_refused_with_its_size() {
+    let Some((_one, cuts)) = cuts(&[Cut::One, Cut::Peer(2), Cut::Nccl(2)]) else { return };
+    let fixture = Fixture::open("llama");
+    let engine = Engine { kv_cache_bytes: 4 << 40, ..ENGINE };
+    for cut in cuts {
+        let model = fixture.model(fixture.base());
+        let started = fixture.start_with(&model, &cut.parallel(), &engine);
+        let why = started.err().unwrap().to_string();
+        assert!(why.contains("out of memory: the KV cache needs"), "{cut:?}: {why}");
     }
 }
 

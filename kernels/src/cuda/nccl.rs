@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 
 use super::Cuda;
 use super::device::Device;
-use super::found::WhyNot;
+use super::found::{WhyNot, whole};
 use super::link::{Link, State, Stop};
 use super::memory::Buf;
 use super::status::During;
@@ -37,7 +37,8 @@ pub fn nccl_version() -> std::result::Result<(i32, i32, i32), WhyNot> {
                    to its libnccl.so.2",
         });
     }
-    let code = result::get_nccl_version().unwrap_or_default();
+    let code = whole(result::get_nccl_version).and_then(|code| code.map_err(|_| String::new()));
+    let code = code.unwrap_or_default();
     let version = (code / 10_000, code / 100 % 100, code % 100);
     if version < VERSION_MIN {
         return Err(WhyNot::OldNccl { found: version, needed: VERSION_MIN });

@@ -100,7 +100,11 @@ fn room(device: &Device, sharing: usize) -> Result<usize> {
     let processors = Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
     let processors = device.context.attribute(processors).during("counting its processors")?;
     let processors = usize::try_from(processors).unwrap_or_default();
-    match processors * device.kernels.peer.blocks_of_processor()? / sharing {
+    share(processors, device.kernels.peer.blocks_of_processor()?, sharing)
+}
+
+fn share(processors: usize, blocks_of_processor: usize, sharing: usize) -> Result<usize> {
+    match processors * blocks_of_processor / sharing {
         0 => Err(Error::Device(format!(
             "{sharing} ranks on one device of {processors} multiprocessors: their collectives wait \
              for each other and do not fit at once; fewer ranks would do"
@@ -173,5 +177,19 @@ impl Drop for Word {
     fn drop(&mut self) {
         // SAFETY: allocated by `new` and freed once. A failure leaves nothing to be done.
         let _ = unsafe { result::free_host(self.0.as_ptr().cast()) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_too_small_for_its_ranks_is_refused() {
+        assert_eq!(share(132, 1, 8).unwrap(), 16);
+        assert_eq!(share(132, 2, 2).unwrap(), BLOCKS_MAX);
+        assert_eq!(share(8, 1, 8).unwrap(), 1);
+        let why = share(7, 1, 8).unwrap_err().to_string();
+        assert!(why.contains("8 ranks") && why.contains("7 multiprocessors"), "{why}");
     }
 }
