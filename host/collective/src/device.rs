@@ -6,11 +6,12 @@
 //! while a twin that the device waits for has yet to be launched. They also notice at once that a
 //! rank is gone; what already waits on a device is told by its stop word.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use contract::counts::{CollectiveCounts, Purpose};
-use kernels::cuda::{Buf, Cuda, Link, Nccl, NcclEnd, Peer, PeerArea, State, Stop};
+use kernels::cuda::{Buf, Cuda, Link, Nccl, NcclEnd, NcclName, Peer, PeerArea, Place, State, Stop};
 use kernels::error::Error;
 
 use crate::barrier::Barrier;
@@ -28,17 +29,20 @@ pub struct Patience {
 /// A place in a group, for the thread that becomes its rank. Dropping it, also by a panic, gives up
 /// the group.
 pub struct Seat<S: Stop> {
-    rank: usize,
+    /// Among the ranks of this process.
+    index: usize,
     table: Arc<Table<S>>,
 }
 
-/// What the ranks of a group share.
+/// What the ranks of a group that are in this process share.
 struct Table<S> {
     barrier: Barrier,
     patience: Patience,
     counts: Arc<CollectiveCounts>,
     /// What each rank shares of its end.
     ends: Mutex<Vec<Option<Arc<S>>>>,
+    /// Those of this process, and how many there are in all.
+    own: Range<usize>,
     ranks: usize,
 }
 
@@ -49,22 +53,55 @@ impl<S> Table<S> {
     }
 }
 
+impl<S: Stop> Table<S> {
+    fn give_up(&self) {
+        self.barrier.break_up();
+        self.ends().iter().flatten().for_each(|end| end.stop());
+    }
+}
+
 impl<S: Stop> Seat<S> {
     /// All places of a new group, in order.
     pub fn group(ranks: usize, patience: Patience, counts: &Arc<CollectiveCounts>) -> Vec<Self> {
+        Self::part(0..ranks, ranks, patience, counts)
+    }
+
+    /// The places of a new group of `ranks` that are in this process.
+    pub fn part(
+        own: Range<usize>,
+        ranks: usize,
+        patience: Patience,
+        counts: &Arc<CollectiveCounts>,
+    ) -> Vec<Self> {
         let table = Arc::new(Table {
-            barrier: Barrier::new(ranks, patience.threads),
+            barrier: Barrier::new(own.len(), patience.threads),
             patience,
             counts: Arc::clone(counts),
-            ends: Mutex::new((0..ranks).map(|_| None).collect()),
+            ends: Mutex::new(own.clone().map(|_| None).collect()),
+            own: own.clone(),
             ranks,
         });
-        (0..ranks).map(|rank| Self { rank, table: Arc::clone(&table) }).collect()
+        (0..own.len()).map(|index| Self { index, table: Arc::clone(&table) }).collect()
+    }
+
+    /// What ends the group from outside: this process's ranks get [`CommError::PeerLost`].
+    pub fn give_up(&self) -> impl Fn() + Send + Sync + 'static {
+        let table = Arc::downgrade(&self.table);
+        move || {
+            if let Some(table) = table.upgrade() {
+                table.give_up();
+            }
+        }
+    }
+
+    /// Among all ranks of the group.
+    fn rank(&self) -> usize {
+        self.table.own.start + self.index
     }
 
     /// Shows all ranks what this one shares, and returns what they do, in order.
     fn exchange(&self, shared: Arc<S>) -> Result<Vec<Arc<S>>, CommError> {
-        self.table.ends()[self.rank] = Some(shared);
+        self.table.ends()[self.index] = Some(shared);
         self.table.barrier.wait()?;
         Ok(self.table.ends().iter().flatten().map(Arc::clone).collect())
     }
@@ -72,8 +109,7 @@ impl<S: Stop> Seat<S> {
 
 impl<S: Stop> Drop for Seat<S> {
     fn drop(&mut self) {
-        self.table.barrier.break_up();
-        self.table.ends().iter().flatten().for_each(|end| end.stop());
+        self.table.give_up();
     }
 }
 
@@ -93,7 +129,7 @@ impl DeviceComm<Peer> {
     ) -> Result<DeviceComm<Peer>, CommError> {
         let area = cuda.peer_area(sharing).map_err(failed)?;
         let areas = seat.exchange(Arc::new(area))?;
-        let link = cuda.join_peers(seat.rank, areas, seat.table.patience.devices);
+        let link = cuda.join_peers(seat.index, areas, seat.table.patience.devices);
         let link = link.map_err(failed)?;
         // Nobody launches anything before everybody's memory is open.
         seat.table.barrier.wait()?;
@@ -102,16 +138,22 @@ impl DeviceComm<Peer> {
 }
 
 impl DeviceComm<Nccl> {
-    /// Joins a group that NCCL connects, with a device that it shares with `sharing` ranks.
+    /// Joins a group that NCCL connects, with a device that it shares with `sharing` ranks. Where
+    /// the group is in this process alone, it needs no `name` from outside.
     pub fn join_nccl(
         seat: Seat<NcclEnd>,
         cuda: &Cuda,
-        sharing: usize,
+        (sharing, name): (usize, Option<NcclName>),
     ) -> Result<DeviceComm<Nccl>, CommError> {
-        let end =
-            if seat.rank == 0 { NcclEnd::first().map_err(failed)? } else { NcclEnd::default() };
-        let ends = seat.exchange(Arc::new(end))?;
-        let link = cuda.join_nccl(seat.rank, &ends, sharing, seat.table.patience.devices);
+        let end = match (seat.index, name) {
+            (0, Some(name)) => NcclEnd::named(name),
+            (0, None) => NcclEnd::named(NcclName::new().map_err(failed)?),
+            _ => NcclEnd::default(),
+        };
+        let end = Arc::new(end);
+        let ends = seat.exchange(Arc::clone(&end))?;
+        let place = Place { rank: seat.rank(), ranks: seat.table.ranks, sharing };
+        let link = cuda.join_nccl(place, (&end, &ends), seat.table.patience.devices);
         Ok(DeviceComm { seat, link: link.map_err(failed)? })
     }
 }
@@ -136,7 +178,7 @@ impl<L: Link> DeviceComm<L> {
 
 impl<L: Link> Comm<Buf> for DeviceComm<L> {
     fn rank(&self) -> usize {
-        self.seat.rank
+        self.seat.rank()
     }
 
     fn ranks(&self) -> usize {
@@ -168,7 +210,7 @@ impl<L: Link> Comm<Buf> for DeviceComm<L> {
 
     fn count(&mut self, why: Purpose, times: u64) {
         self.link.launched();
-        if self.seat.rank == 0 {
+        if self.seat.index == 0 {
             self.seat.table.counts.add_many(why, times);
         }
     }

@@ -10,10 +10,11 @@ use collective::device::{DeviceComm, Patience, Seat};
 use collective::solo::Solo;
 use collective::threads::ThreadComm;
 use config::environment::cache_dir;
+use config::launch::Launch;
 use config::settings::{self, CommKind, Parallel};
 use contract::counts::CollectiveCounts;
 use kernels::cpu::Cpu;
-use kernels::cuda::Cuda;
+use kernels::cuda::{Cuda, NcclName};
 use kernels::ops::Ops;
 use model::rank::Rank;
 
@@ -56,33 +57,61 @@ impl fmt::Display for Backend {
 }
 
 impl Backend {
-    /// What `parallel` asks for, or why this machine or build does not have it.
-    pub fn choose(parallel: &Parallel) -> Result<Self, StartError> {
+    /// What `parallel` asks of this process, or why this machine or build does not have it.
+    pub fn choose(parallel: &Parallel, launch: Option<&Launch>) -> Result<Self, StartError> {
         let threads = parallel.threads.unwrap_or_else(|| threads_of(parallel.tensor));
-        match parallel.backend {
-            settings::Backend::Cuda => Gpus::choose(parallel).map(Self::Cuda).map_err(|why| {
-                StartError::Backend(format!("backend = \"cuda\": {why}; \"cpu\" works"))
-            }),
-            settings::Backend::Auto => match Gpus::choose(parallel) {
+        let gpus = || Gpus::choose(parallel, launch);
+        let refused = |why: String| Err(StartError::Backend(why));
+        match (parallel.backend, launch) {
+            (settings::Backend::Cuda, None) => gpus()
+                .map(Self::Cuda)
+                .or_else(|why| refused(format!("backend = \"cuda\": {why}; \"cpu\" works"))),
+            (settings::Backend::Cuda | settings::Backend::Auto, Some(_)) => {
+                gpus().map(Self::Cuda).or_else(|why| refused(format!("backend = \"cuda\": {why}")))
+            }
+            (settings::Backend::Auto, None) => match gpus() {
                 Ok(gpus) => Ok(Self::Cuda(gpus)),
                 Err(_) => cpu(parallel, threads),
             },
-            settings::Backend::Cpu => cpu(parallel, threads),
+            (settings::Backend::Cpu, None) => cpu(parallel, threads),
+            (settings::Backend::Cpu, Some(launch)) => refused(format!(
+                "backend = \"cpu\" on {} processes: its ranks are threads of one; \"cuda\" would do",
+                launch.processes
+            )),
         }
     }
 
-    /// How each rank is built, in order.
-    pub fn builds(
+    /// The ranks of this process. `name` is what several processes call their group.
+    pub fn crew(
         self,
         ranks: usize,
         source: Source,
         counts: &Arc<CollectiveCounts>,
-    ) -> Vec<Build> {
+        name: Option<NcclName>,
+    ) -> Crew {
         let source = Arc::new(source);
         match self {
-            Self::Cuda(gpus) => cuda_builds(&gpus, &source, counts),
-            Self::Cpu { threads } => cpu_builds(threads, ranks, &source, counts),
+            Self::Cuda(gpus) => cuda_crew(&gpus, &source, counts, name),
+            Self::Cpu { threads } => Crew::free(cpu_builds(threads, ranks, &source, counts)),
         }
+    }
+}
+
+/// The ranks of this process.
+pub struct Crew {
+    /// How each is built, in order.
+    pub builds: Vec<Build>,
+    /// Ends the group from outside.
+    pub give_up: GiveUp,
+}
+
+/// Frees ranks that wait for others; says nothing to ranks that are gone.
+pub type GiveUp = Arc<dyn Fn() + Send + Sync>;
+
+impl Crew {
+    /// Ranks that wait for nobody outside this process.
+    fn free(builds: Vec<Build>) -> Self {
+        Self { builds, give_up: Arc::new(|| ()) }
     }
 }
 
@@ -100,32 +129,39 @@ fn cpu_builds(
     group.map(|comm| build(open, |_| Ok(comm), source)).collect()
 }
 
-fn cuda_builds(gpus: &Gpus, source: &Arc<Source>, counts: &Arc<CollectiveCounts>) -> Vec<Build> {
+fn cuda_crew(
+    gpus: &Gpus,
+    source: &Arc<Source>,
+    counts: &Arc<CollectiveCounts>,
+    name: Option<NcclName>,
+) -> Crew {
     let dtype = source.dtype;
-    let open = |rank: usize| {
-        let ordinal = gpus.devices[rank].ordinal;
+    let open = |index: usize| {
+        let ordinal = gpus.devices[index].ordinal;
         let kernels = cache_dir().map(|caches| caches.join("drystone/kernels"));
         move || Cuda::open(ordinal, dtype, kernels.as_deref())
     };
     match gpus.link {
-        Link::Solo => vec![build(open(0), |_| Ok(Solo), source)],
+        Link::Solo => Crew::free(vec![build(open(0), |_| Ok(Solo), source)]),
         Link::Peer => {
-            let seats = Seat::group(gpus.devices.len(), PATIENCE, counts);
-            let join = |(rank, seat)| {
-                let sharing = gpus.sharing(rank);
+            let seats = Seat::group(gpus.ranks, PATIENCE, counts);
+            let join = |(index, seat)| {
+                let sharing = gpus.sharing(index);
                 let join = move |cuda: &Cuda| DeviceComm::join_peers(seat, cuda, sharing);
-                build(open(rank), join, source)
+                build(open(index), join, source)
             };
-            seats.into_iter().enumerate().map(join).collect()
+            Crew::free(seats.into_iter().enumerate().map(join).collect())
         }
         Link::Nccl => {
-            let seats = Seat::group(gpus.devices.len(), PATIENCE, counts);
-            let join = |(rank, seat)| {
-                let sharing = gpus.sharing(rank);
-                let join = move |cuda: &Cuda| DeviceComm::join_nccl(seat, cuda, sharing);
-                build(open(rank), join, source)
+            let seats = Seat::part(gpus.own.clone(), gpus.ranks, PATIENCE, counts);
+            let give_up = seats[0].give_up();
+            let join = |(index, seat)| {
+                let sharing = gpus.sharing(index);
+                let join = move |cuda: &Cuda| DeviceComm::join_nccl(seat, cuda, (sharing, name));
+                build(open(index), join, source)
             };
-            seats.into_iter().enumerate().map(join).collect()
+            let builds = seats.into_iter().enumerate().map(join).collect();
+            Crew { builds, give_up: Arc::new(give_up) }
         }
     }
 }

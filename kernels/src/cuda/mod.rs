@@ -67,7 +67,7 @@ pub use found::{Found, WhyNot, found};
 pub use graph::Graph;
 pub use link::{Link, State, Stop};
 pub use memory::Buf;
-pub use nccl::{Nccl, NcclEnd, nccl_version};
+pub use nccl::{Nccl, NcclEnd, NcclName, Place, nccl_version};
 pub use peer::{Peer, RANKS_MAX as PEERS_MAX};
 pub use peer_area::{PeerArea, reaches};
 

@@ -46,12 +46,45 @@ pub fn nccl_version() -> std::result::Result<(i32, i32, i32), WhyNot> {
     Ok(version)
 }
 
-/// What the ranks of a group know of each other before and after they join.
+/// Names a group, for all ranks that are to join it, in any process.
+#[derive(Clone, Copy)]
+pub struct NcclName(sys::ncclUniqueId);
+
+impl NcclName {
+    /// A new name. Where it comes from, NCCL waits for the ranks.
+    pub fn new() -> Result<Self> {
+        nccl_version().map_err(|why| Error::Device(why.to_string()))?;
+        Ok(Self(result::get_uniqueid().during("naming a group")?))
+    }
+
+    /// What to tell another process.
+    pub fn bytes(&self) -> [u8; 128] {
+        self.0.internal.map(c_char::cast_unsigned)
+    }
+
+    /// A name that another process has told.
+    pub fn from_bytes(bytes: [u8; 128]) -> Self {
+        Self(sys::ncclUniqueId { internal: bytes.map(u8::cast_signed) })
+    }
+}
+
+/// What the ranks of a group that are in this process know of each other.
 #[derive(Default)]
 pub struct NcclEnd {
-    /// The group's name; the first rank's end has it.
-    id: Option<sys::ncclUniqueId>,
+    /// The group's name; one of the ends has it.
+    name: Option<NcclName>,
     inner: Mutex<Inner>,
+}
+
+/// One rank among those of its group.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// Which one, and of how many.
+    pub rank: usize,
+    /// In all processes.
+    pub ranks: usize,
+    /// How many are on its device, itself included.
+    pub sharing: usize,
 }
 
 #[derive(Default)]
@@ -69,9 +102,9 @@ struct Communicator(sys::ncclComm_t);
 unsafe impl Send for Communicator {}
 
 impl NcclEnd {
-    /// The end of a group's first rank, which names the group.
-    pub fn first() -> Result<Self> {
-        Ok(Self { id: Some(result::get_uniqueid().during("naming a group")?), ..Self::default() })
+    /// The end that tells the other ones of this process their group's name.
+    pub fn named(name: NcclName) -> Self {
+        Self { name: Some(name), ..Self::default() }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -125,22 +158,20 @@ pub struct Nccl {
 }
 
 impl Cuda {
-    /// Joins the ranks whose ends these are, in order; `ends[rank]` is this one's own. Waits until
-    /// all have called it. Of what is launched, something has to come back within `timeout`.
-    /// `sharing` ranks, this one included, are on its device.
+    /// Joins a group. `ends` are those of this process; `end` is this rank's own. Waits until all
+    /// ranks have called it. Of what is launched, something has to come back within `timeout`.
     pub fn join_nccl(
         &self,
-        rank: usize,
-        ends: &[Arc<NcclEnd>],
-        sharing: usize,
+        Place { rank, ranks, sharing }: Place,
+        (end, ends): (&Arc<NcclEnd>, &[Arc<NcclEnd>]),
         timeout: Duration,
     ) -> Result<Nccl> {
         nccl_version().map_err(|why| Error::Device(why.to_string()))?;
-        let id = ends.iter().find_map(|end| end.id);
-        let id = id.expect("the first rank names the group: this is a bug");
+        let name = ends.iter().find_map(|end| end.name);
+        let NcclName(id) = name.expect("one end has the group's name: this is a bug");
         self.device.context.bind_to_thread().during("binding its context")?;
         let mut config = Config::new(sharing);
-        let (mut comm, ranks) = (ptr::null_mut(), ends.len());
+        let mut comm = ptr::null_mut();
         // SAFETY: the pointers are to live values; NCCL reads as much of the configuration as it
         // says it is long.
         let joined = unsafe {
@@ -148,10 +179,9 @@ impl Cuda {
             result::comm_init_rank_config(&raw mut comm, ranks as i32, id, rank as i32, config)
         };
         joined.during(&format!("joining {ranks} ranks{}", advice(sharing)))?;
-        let end = Arc::clone(&ends[rank]);
         end.inner().comm = Some(Communicator(comm));
-        watch(rank, &end, timeout)?;
-        Ok(Nccl { device: Arc::clone(&self.device), ranks, end })
+        watch(rank, end, timeout)?;
+        Ok(Nccl { device: Arc::clone(&self.device), ranks, end: Arc::clone(end) })
     }
 }
 

@@ -46,7 +46,7 @@ impl Joins for Nccl {
         cuda: &Cuda,
         sharing: usize,
     ) -> Result<DeviceComm<Self>, CommError> {
-        DeviceComm::join_nccl(seat, cuda, sharing)
+        DeviceComm::join_nccl(seat, cuda, (sharing, None))
     }
 }
 
@@ -77,7 +77,7 @@ fn on_ranks<L: Joins, T: Send>(
     let kernels = std::env::temp_dir().join("drystone-test-kernels");
     let counts = Arc::default();
     let rank = |seat: Seat<L::Shared>| {
-        let own = seat.rank % devices;
+        let own = seat.rank() % devices;
         let cuda = Cuda::open(own, dtype, Some(&kernels)).unwrap();
         let sharing = (0..ranks).filter(|rank| rank % devices == own).count();
         let comm = L::join(seat, &cuda, sharing)?;
@@ -100,7 +100,7 @@ fn on_ranks<L: Joins, T: Send>(
 
 impl<L: Link> Rank<L> {
     fn rank(&self) -> usize {
-        self.comm.seat.rank
+        self.comm.seat.rank()
     }
 
     /// A buffer of `f(place)`, and NaN in `more` places after them.
