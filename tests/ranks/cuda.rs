@@ -31,6 +31,8 @@ enum Cut {
     One,
     Peer(usize),
     Nccl(usize),
+    /// Two ranks, each on a device of its own.
+    Apart(CommKind),
 }
 
 impl Cut {
@@ -38,6 +40,7 @@ impl Cut {
         match self {
             Self::Cpu | Self::One => 1,
             Self::Peer(ranks) | Self::Nccl(ranks) => ranks,
+            Self::Apart(_) => 2,
         }
     }
 
@@ -51,6 +54,7 @@ impl Cut {
             Self::One => cuda(1, CommKind::Auto),
             Self::Peer(ranks) => cuda(ranks, CommKind::Peer),
             Self::Nccl(ranks) => cuda(ranks, CommKind::Nccl),
+            Self::Apart(comm) => Parallel { devices: vec![0, 1], ..cuda(2, comm) },
         }
     }
 
@@ -78,8 +82,14 @@ fn cuts(wanted: &[Cut]) -> Option<(MutexGuard<'static, ()>, Vec<Cut>)> {
     let works = |cut: &Cut| match cut.start(&fixture, DType::F32) {
         Ok(_) => true,
         Err(why) => {
-            // The only means that may be missing where there is a GPU.
-            assert!(matches!(cut, Cut::Nccl(_)) && why.to_string().contains("NCCL"), "{why}");
+            // What may be missing where there is a GPU.
+            let lacks = |what: &str| why.to_string().contains(what);
+            let excused = match cut {
+                Cut::Nccl(_) => lacks("NCCL"),
+                Cut::Apart(_) => lacks("NCCL") || lacks("no device 1") || lacks("cannot reach"),
+                _ => false,
+            };
+            assert!(excused, "{why}");
             skipped(*cut, &why);
             false
         }
@@ -104,7 +114,8 @@ fn load(group: &mut Group, fixture: &Fixture, ranks: usize, adapters: &[(String,
 
 #[test]
 fn cuda_computes_what_the_cpu_and_peft_compute_on_any_ranks() {
-    let wanted = [Cut::One, Cut::Peer(2), Cut::Peer(4), Cut::Nccl(2)];
+    let apart = [CommKind::Peer, CommKind::Nccl].map(Cut::Apart);
+    let wanted = [Cut::One, Cut::Peer(2), Cut::Peer(4), Cut::Nccl(2), apart[0], apart[1]];
     let Some((_one, cuts)) = cuts(&wanted) else { return };
     for base in BASES {
         let fixture = Fixture::open(base);
@@ -248,7 +259,9 @@ fn torn(fixture: &Fixture, ranks: usize) -> Arc<Generation> {
 
 #[test]
 fn a_rank_that_dies_in_a_step_ends_its_group_and_nobody_waits() {
-    let Some((_one, cuts)) = cuts(&[Cut::Peer(2), Cut::Peer(4), Cut::Nccl(2)]) else { return };
+    let apart = [CommKind::Peer, CommKind::Nccl].map(Cut::Apart);
+    let wanted = [Cut::Peer(2), Cut::Peer(4), Cut::Nccl(2), apart[0], apart[1]];
+    let Some((_one, cuts)) = cuts(&wanted) else { return };
     let fixture = Fixture::open("llama");
     let prompts = fixture.prompts();
     for cut in cuts {
