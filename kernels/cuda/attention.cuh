@@ -20,6 +20,7 @@ struct Chunk {
 };
 
 __device__ inline Chunk chunk_of(u32 position, u32 window, u32 index) {
+    if (position == PADDING) return {};
     u32 begin = window > 0 && position + 1 > window ? position + 1 - window : 0, end = position + 1;
     u32 tiles = (end - begin + TILE - 1) / TILE;
     u32 chunk_tiles = (tiles + CHUNKS_MAX - 1) / CHUNKS_MAX;

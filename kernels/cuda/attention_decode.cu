@@ -176,6 +176,7 @@ template <int DIM>
 __device__ void attend(const AttentionParams& p) {
     extern __shared__ float shared[];
     auto shares = reinterpret_cast<Share<DIM>(*)[WARPS]>(shared);
+    wait_for_previous();
     const Task task = task_of<HEADS>(p);
     if (blockIdx.x >= task.chunk.count) return;
     const Span span = p.index.spans[p.index.row_span[task.row]];

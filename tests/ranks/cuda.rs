@@ -79,6 +79,37 @@ fn cuda_computes_what_the_cpu_and_peft_compute() {
     }
 }
 
+/// The first step of decode is launched piece by piece, the next ones as the graph that it left: for
+/// the same mix of adapters, for another, for fewer rows, for none at all.
+#[test]
+fn cuda_decodes_any_mix_as_one_graph() {
+    if !found() {
+        return;
+    }
+    let fixture = Fixture::open("llama");
+    let (mut names, prompts) = (fixture.adapters(), fixture.prompts());
+    names.truncate(7);
+    for (dtype, tolerance) in TOLERANCES {
+        let [mut cuda, mut cpu] = pair(&fixture, &names, dtype);
+        let all: Vec<_> = (0..names.len() as u32).map(Some).chain([None]).collect();
+        let other: Vec<_> = [Some(6), Some(6), Some(2), None, None, None, None, Some(0)].into();
+        let mixes = [&all[..], &all, &other, &all[1..6], &[None; 8], &[None; 5], &other];
+        for (turn, slots) in mixes.into_iter().enumerate() {
+            let feeds = (0..).step_by(2).zip(slots);
+            let feeds = feeds.map(|(block, slot)| Feed::new(&prompts[0], block, *slot));
+            let feeds: Vec<_> = feeds.collect();
+            let split = prompts[0].len() - 2;
+            for part in [0..split, split..split + 1, split + 1..split + 2] {
+                let parts = feeds.iter().map(|feed| feed.part(part.start, part.end));
+                let parts: Vec<_> = parts.collect();
+                let [found, wanted] = [&mut cuda, &mut cpu].map(|group| logprobs(group, &parts));
+                let off = distance(&found, &wanted);
+                assert!(off < tolerance, "{dtype}, mix {turn}, rows {part:?}: {off} from the CPU");
+            }
+        }
+    }
+}
+
 /// Rows of the first prompt, one feed an adapter and then the base.
 fn assert_peft(
     fixture: &Fixture,

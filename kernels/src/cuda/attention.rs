@@ -46,8 +46,8 @@ pub const ROWS_OF_TILE: usize = 64;
 const THREADS: u32 = 128;
 
 /// Positions of a tile, and the most chunks that a row is cut into (`attention.cuh`).
-const TILE: usize = 128;
-const CHUNKS_MAX: usize = 16;
+pub const TILE: usize = 128;
+pub const CHUNKS_MAX: usize = 16;
 
 /// Rows of one launch that cuts rows into chunks; bounds the memory of partial results.
 const ROWS_MAX: usize = 256;
@@ -109,6 +109,11 @@ impl Scratch {
     pub fn new(stream: &Arc<CudaStream>) -> Result<Self> {
         let room = || Memory::zeroed(stream, 0, "partial attention");
         Ok(Self { partials: room()?, arrivals: room()? })
+    }
+
+    /// Addresses that graphs were recorded with.
+    pub fn addresses(&self) -> [u64; 2] {
+        [self.partials.address(), self.arrivals.address()]
     }
 
     fn reserve(&mut self, device: &Device, partials: usize, arrivals: usize) -> Result<()> {
@@ -231,6 +236,6 @@ impl ByRows<'_> {
 /// The most chunks that a row of this step is cut into; `attention_rows.cu` cuts each by itself.
 fn chunks_max(heads: &Heads, step: &Step) -> usize {
     let last = step.batch.positions.iter().max().map_or(0, |last| *last as usize);
-    let seen = (last + 1).min(heads.window.unwrap_or(usize::MAX));
-    seen.div_ceil(TILE).min(CHUNKS_MAX)
+    let tiles = step.alike.map_or((last + 1).div_ceil(TILE), |alike| alike.tiles);
+    tiles.min(heads.window.map_or(usize::MAX, |window| window.div_ceil(TILE))).min(CHUNKS_MAX)
 }

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::lora::{SiteShape, SlotPairs};
 
 use super::device::{Device, Kernel, to_u32};
+use super::lora_decode::DecodeTable;
 use super::memory::Memory;
 use super::step::Step;
 use super::upload::{Plain, Upload, bytes_of};
@@ -49,8 +50,9 @@ pub struct PairEntry {
     b_blocks: u32,
     output: u32,
     outputs: u32,
-    exchange: u32,
-    h: u32,
+    pub exchange: u32,
+    /// Where its shrunk activations start in those of a row with the same exchange.
+    pub h: u32,
 }
 
 const _: () = assert!(size_of::<PairEntry>() == 48);
@@ -62,7 +64,7 @@ unsafe impl Plain for PairEntry {}
 type Widths = [u32; 3];
 
 /// Targets of a site, at most, as the kernels have room for.
-const TARGETS_MAX: usize = 8;
+pub const TARGETS_MAX: usize = 8;
 
 /// Lora rank of all pairs of a slot, at most: 8 rows of them fit into shared memory.
 const RANK_MAX: usize = 1536;
@@ -83,6 +85,9 @@ pub struct Site {
     /// `[slots]` of [`Widths`].
     widths: Memory,
     slots: Vec<Option<Loaded>>,
+    pub decode: DecodeTable,
+    /// Whether a pair with an exchange was ever loaded: graphs don't serve those.
+    pub exchanges: bool,
 }
 
 /// What lies in one slot.
@@ -101,17 +106,20 @@ impl Site {
             pairs: Memory::zeroed(stream, pairs, "a table of adapters")?,
             widths: Memory::zeroed(stream, widths, "a table of adapters")?,
             slots: (0..shape.slots).map(|_| None).collect(),
+            decode: DecodeTable::new(stream, &shape)?,
+            exchanges: false,
             shape,
             dtype,
         })
     }
 
+    /// Fills a slot. True if launches recorded before no longer serve.
     pub fn load(
         &mut self,
         device: &Device,
         upload: &mut Upload,
         loaded: &SlotPairs<'_>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         fits(loaded)?;
         let held = device.dtype;
         let place = |len: usize| (len * held.bytes()).next_multiple_of(ALIGNMENT);
@@ -132,7 +140,17 @@ impl Site {
             }
             first += outputs;
         }
-        self.enter(upload, loaded.slot, Loaded { entries, widths, _factors: factors })
+        self.exchanges |= entries.iter().any(|entry| entry.exchange != Exchange::None as u32);
+        let (slot, input) = (loaded.slot, self.shape.input);
+        let pairs = (&*entries, input);
+        let grows = self.decode.enter(upload, &device.stream, slot.index(), pairs)?;
+        self.enter(upload, slot, Loaded { entries, widths, _factors: factors })?;
+        Ok(grows)
+    }
+
+    /// Where the pairs of all slots lie.
+    pub fn pairs_address(&self) -> u64 {
+        self.pairs.address()
     }
 
     /// Writes one factor to `address`, rounded to the site's type and held in the backend's.
@@ -173,6 +191,10 @@ impl Site {
 
     /// Shrunk activations of one rank for all rows of a step.
     pub fn len(&self, step: &Step, exchange: Exchange) -> usize {
+        if step.alike.is_some() {
+            let none = exchange == Exchange::None;
+            return if none { self.decode.len(step.rows) } else { 0 };
+        }
         let segments = step.segments.entries.iter();
         segments.map(|(slot, rows)| self.width(*slot, exchange) * *rows as usize).sum()
     }
@@ -232,6 +254,11 @@ impl PairEntry {
             exchange: shape.exchange as u32,
             h,
         }
+    }
+
+    /// Address of one row of A.
+    pub fn a_row(&self, rank: u32, inputs: u32, element_bytes: u64) -> u64 {
+        self.a + u64::from(rank) * u64::from(inputs) * element_bytes
     }
 
     fn takes_part(&self, exchange: Exchange) -> bool {

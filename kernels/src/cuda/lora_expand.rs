@@ -7,6 +7,7 @@ use crate::error::Result;
 
 use super::device::{Device, Grid, to_u32};
 use super::lora::{LoraParams, PairEntry, Site, groups};
+use super::lora_decode;
 use super::memory::Buf;
 use super::step::Step;
 
@@ -24,6 +25,9 @@ pub fn lora_expand(
     let len = site.len(step, exchange);
     if len == 0 {
         return Ok(());
+    }
+    if step.alike.is_some() {
+        return lora_decode::expand(device, h, site, step, y);
     }
     let slots = site.pairs(step, exchange);
     let stride = slots.map(|pairs| pairs.map(room).sum()).max().unwrap_or(0);

@@ -7,6 +7,7 @@ use crate::error::Result;
 
 use super::device::{Device, Grid, to_u32};
 use super::lora::{LoraParams, PairEntry, Site, groups};
+use super::lora_decode;
 use super::memory::Buf;
 use super::step::Step;
 
@@ -25,6 +26,9 @@ pub fn lora_shrink(
     let len = site.len(step, exchange);
     if len == 0 {
         return Ok(());
+    }
+    if step.alike.is_some() {
+        return lora_decode::shrink(device, x, site, step, h);
     }
     let params = LoraParams {
         x: x.address(device.dtype, step.rows * site.shape.input),

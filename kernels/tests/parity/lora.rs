@@ -4,18 +4,18 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use contract::adapter::{Exchange, LocalPair, PairShape, Slot};
-use contract::step::{Batch, Segment};
+use contract::step::{Batch, Choice, Query, Segment, Span};
 use contract::tensor::DType;
 use kernels::lora::{SiteShape, SlotPairs};
-use kernels::ops::{Ops, Precision};
+use kernels::ops::{Ops, Precision, Rows};
 
 use crate::bench::{Bench, Case, Random, poisoned_as, upload, upload_as};
 
 /// Consecutive rows with one adapter, or none: slot and number of rows.
-type Rows = (Option<u32>, u32);
+type Share = (Option<u32>, u32);
 
 /// Which adapter each row has, by the mixes of Punica's tests; `None` is the base.
-const MIXES: [(&str, &[Rows]); 6] = [
+const MIXES: [(&str, &[Share]); 6] = [
     ("base only", &[(None, 5)]),
     ("identical", &[(Some(1), 9)]),
     (
@@ -55,14 +55,17 @@ pub fn check<O: Ops>(bench: &mut Bench<O>) {
             let x = bench.random.values(rows as usize * INPUT);
             let y = bench.random.values(rows as usize * TARGETS.iter().sum::<usize>());
             for dtype in bench.dtypes() {
-                let (slots, segments) = (slots.to_vec(), segments.to_vec());
-                let lora = Lora { slots, segments, x: x.clone(), y: y.clone(), exchange, dtype };
-                let name = format!("lora {mix}, {exchange:?}, {dtype}");
-                let together = bench.agree(&name, dtype, &lora);
-                for row in (0..rows as usize).step_by(3) {
-                    let alone = lora.row(row).run(&mut bench.backend);
-                    let width = alone.len();
-                    bench.same(&name, &alone, &together[row * width..][..width]);
+                for decode in [false, true] {
+                    let (slots, segments) = (slots.to_vec(), segments.to_vec());
+                    let (x, y) = (x.clone(), y.clone());
+                    let lora = Lora { slots, segments, x, y, exchange, dtype, decode };
+                    let name = format!("lora {mix}, {exchange:?}, {dtype}, decode {decode}");
+                    let together = bench.agree(&name, dtype, &lora);
+                    for row in (0..rows as usize).step_by(3) {
+                        let alone = lora.row(row).run(&mut bench.backend);
+                        let width = alone.len();
+                        bench.same(&name, &alone, &together[row * width..][..width]);
+                    }
                 }
             }
         }
@@ -95,11 +98,13 @@ fn local_pair(
 #[derive(Clone)]
 struct Lora {
     slots: Vec<Vec<Option<LocalPair>>>,
-    segments: Vec<Rows>,
+    segments: Vec<Share>,
     x: Vec<f32>,
     y: Vec<f32>,
     exchange: Exchange,
     dtype: DType,
+    /// Every row is a sequence of its own: a backend may have other ways for those.
+    decode: bool,
 }
 
 impl Lora {
@@ -124,7 +129,14 @@ impl Lora {
             Segment { slot: slot.map(Slot), rows }
         });
         let segments = segments.collect();
-        Arc::new(Batch { tokens: vec![0; end as usize], segments, ..Batch::default() })
+        let mut batch = Batch { tokens: vec![0; end as usize], segments, ..Batch::default() };
+        if self.decode {
+            let query = |row| Query { row, choice: Choice::Given(0), top_logprobs: None };
+            batch.positions = vec![0; end as usize];
+            batch.spans = (0..end).map(|row| Span { rows: row..row + 1, blocks: 0..0 }).collect();
+            batch.queries = (0..end).map(query).collect();
+        }
+        Arc::new(batch)
     }
 
     fn site<O: Ops>(&self, ops: &mut O) -> O::Site {
@@ -144,22 +156,32 @@ impl Lora {
 impl Case for Lora {
     fn run<O: Ops>(&self, ops: &mut O) -> Vec<f32> {
         let site = self.site(ops);
-        let step = ops.step(&self.batch()).expect("a step");
+        let rows = self.x.len() / INPUT;
+        let step = ops.step(&self.batch(), rows + 3).expect("a step");
         let none_such = [Exchange::None, Exchange::Reduce, Exchange::Gather]
             .into_iter()
             .find(|e| *e != self.exchange);
         assert_eq!(ops.lora_len(&site, &step, none_such.expect("another")), 0);
 
         let len = ops.lora_len(&site, &step, self.exchange);
-        let (x, mut h) = (upload(ops, &self.x), poisoned_as(ops, len.max(1), Precision::Full));
+        // A row that pads the step is nobody's: it may hold anything.
+        let padded = |values: &[f32], width: usize| {
+            let mut padded = values.to_vec();
+            padded.resize(step.rows() * width, f32::NAN);
+            padded
+        };
+        let x = upload(ops, &padded(&self.x, INPUT));
+        let mut h = poisoned_as(ops, len.max(1), Precision::Full);
         ops.lora_shrink(&x, &site, &step, self.exchange, &mut h).expect("lora_shrink");
         let mut h = ops.read(&h, len).expect("the shrunk activations");
-        assert!(h.iter().all(|h| h.is_finite()), "every element is written");
+        assert!(self.decode || h.iter().all(|h| h.is_finite()), "every element is written");
         if self.exchange == Exchange::Gather {
             let parts = (1..=PARTS).flat_map(|part| h.iter().map(move |h| h / part as f32));
             h = parts.collect();
         }
-        let (h, mut y) = (upload_as(ops, &h, Precision::Full), upload(ops, &self.y));
+        let width = TARGETS.iter().sum();
+        let (h, mut y) =
+            (upload_as(ops, &h, Precision::Full), upload(ops, &padded(&self.y, width)));
         ops.lora_expand(&h, &site, &step, self.exchange, &mut y).expect("lora_expand");
         ops.read(&y, self.y.len()).expect("the output")
     }

@@ -1,0 +1,14 @@
+// How a kernel starts before the one ahead of it has ended (programmatic dependent launch): its
+// blocks are placed while the other's finish, and it may bring what no kernel under way writes,
+// such as weights.
+#pragma once
+
+// What the kernels before this one wrote may be read, and written, from here on. Every kernel calls
+// it, in every block: so whoever has waited knows that all before are done. The next kernel is let
+// in only now, so what it reads before its own wait may come from any but the one just before it.
+__device__ inline void wait_for_previous() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
