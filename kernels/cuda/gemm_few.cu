@@ -78,10 +78,21 @@ struct Warp {
         }
     }
 
+    // The weights of this warp behind those that registers hold, a lane a row, as far as the cache
+    // has room for what all blocks ask of it.
+    __device__ void bring_rest() const {
+        const u32 lane = threadIdx.x % 32, first = (begin + AHEAD) * 32;
+        const u32 last = min(min(end * 32, p.inputs), first + p.ahead);
+        if (lane >= TILES * 16 || first >= last || output + lane >= p.outputs) return;
+        const Element* row = p.weight + static_cast<u64>(output + lane) * p.inputs;
+        bring_to_cache(row + first, (last - first) * sizeof(Element));
+    }
+
     // Weights are on their way before the kernel that makes x has ended.
     __device__ void run() {
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) fetch_weights(ahead[i], begin + i);
+        bring_rest();
         wait_for_previous();
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) fetch_x(ahead[i], begin + i);

@@ -11,7 +11,7 @@ struct Span {
 };
 static_assert(sizeof(Span) == 12, "kernels/src/cuda/step.rs has the twin");
 
-// Consecutive rows that use the adapter of one slot.
+// Consecutive rows that use the adapter of one slot; of decode no more than 8.
 struct Segment {
     u32 slot, row, rows;
 };
@@ -105,6 +105,7 @@ struct GemmFewParams {
     const void* bias;       // [outputs], or null; of the type of `out`
     void* out;              // [rows, outputs]
     u32 rows, inputs, outputs;
+    u32 ahead;  // inputs of a warp that it has brought to the cache
 };
 static_assert(sizeof(GemmFewParams) == 48, "kernels/src/cuda/gemm_few.rs has the twin");
 
@@ -178,6 +179,14 @@ struct LoraDecodeParams {
     u32 target_column[TARGETS_MAX];  // where a target starts in the site's output row
 };
 static_assert(sizeof(LoraDecodeParams) == 144, "kernels/src/cuda/lora_decode.rs has the twin");
+
+struct LoraRowsParams {
+    LoraParams lora;
+    const ShrinkTile* shrink;  // [slots, shrink_tiles]
+    const Element* x;          // shrink: [rows, width]
+    u32 width, shrink_tiles;
+};
+static_assert(sizeof(LoraRowsParams) == 96, "kernels/src/cuda/lora_rows.rs has the twin");
 
 struct ArgmaxParams {
     const float* logits;  // [parts, rows, part_width]

@@ -11,6 +11,9 @@ pub enum Error {
         /// How much it needs.
         bytes: usize,
     },
+    /// An adapter that the backend has no way to compute; nothing else is harmed.
+    #[error("{0}")]
+    Unfit(String),
     /// The device or its library said no.
     #[error("{0}")]
     Device(String),

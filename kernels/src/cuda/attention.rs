@@ -46,8 +46,11 @@ pub const ROWS_OF_TILE: usize = 64;
 const THREADS: u32 = 128;
 
 /// Positions of a tile, and the most chunks that a row is cut into (`attention.cuh`).
-pub const TILE: usize = 128;
-pub const CHUNKS_MAX: usize = 16;
+const TILE: usize = 128;
+const CHUNKS_MAX: usize = 16;
+
+/// Tiles of a chunk, at least.
+const CHUNK_TILES_MIN: usize = 2;
 
 /// Rows of one launch that cuts rows into chunks; bounds the memory of partial results.
 const ROWS_MAX: usize = 256;
@@ -233,9 +236,14 @@ impl ByRows<'_> {
     }
 }
 
+/// The most chunks that as many positions are cut into, or fewer.
+pub fn chunks_of(seen: usize) -> usize {
+    seen.div_ceil(TILE * CHUNK_TILES_MIN).min(CHUNKS_MAX)
+}
+
 /// The most chunks that a row of this step is cut into; `attention_rows.cu` cuts each by itself.
 fn chunks_max(heads: &Heads, step: &Step) -> usize {
     let last = step.batch.positions.iter().max().map_or(0, |last| *last as usize);
-    let tiles = step.alike.map_or((last + 1).div_ceil(TILE), |alike| alike.tiles);
-    tiles.min(heads.window.map_or(usize::MAX, |window| window.div_ceil(TILE))).min(CHUNKS_MAX)
+    let chunks = step.alike.map_or(chunks_of(last + 1), |alike| alike.chunks);
+    chunks.min(heads.window.map_or(CHUNKS_MAX, chunks_of))
 }

@@ -18,7 +18,8 @@ pub struct GemmFewParams {
     pub rows: u32,
     pub inputs: u32,
     pub outputs: u32,
-    pub padding: u32,
+    /// Inputs of a warp that it has brought to the cache before its turn.
+    pub ahead: u32,
 }
 
 const _: () = assert!(size_of::<GemmFewParams>() == 48);
@@ -28,6 +29,10 @@ pub const ROWS_MAX: usize = 16;
 
 /// Inputs that a lane reads at once.
 const INPUTS: usize = 8;
+
+/// Weights that a product has brought to the cache while it waits for the kernel before it: half of
+/// what the cards that there are hold.
+const CACHE_BYTES: usize = 24 << 20;
 
 /// Blocks that make it worth while to give each twice as many outputs: nearly one a multiprocessor
 /// of the cards that there are.
@@ -70,9 +75,13 @@ impl GemmFew {
         let wide = usize::from(outputs.div_ceil(32) >= BLOCKS_MIN);
         let groups = params.rows.div_ceil(8) as usize;
         let kernels = if out == device.dtype { &self.element } else { &self.full };
-        let (each, threads) = if wide == 1 { (32, 256) } else { (16, 512) };
-        let grid = Grid::of(outputs.div_ceil(each), threads);
-        device.launch(&kernels[wide][groups - 1], grid, params)
+        let (each, threads, share) = if wide == 1 { (32, 256, 2) } else { (16, 512, 1) };
+        let blocks = outputs.div_ceil(each);
+        let input_bytes =
+            blocks.min(share * device.processors) * each * (threads as usize / 32) * 2;
+        let ahead = to_u32(CACHE_BYTES / input_bytes / INPUTS * INPUTS);
+        let params = GemmFewParams { ahead, ..*params };
+        device.launch(&kernels[wide][groups - 1], Grid::of(blocks, threads), &params)
     }
 }
 
@@ -90,7 +99,7 @@ impl GemmFewParams {
             rows: to_u32(rows),
             inputs: to_u32(inputs),
             outputs: to_u32(outputs),
-            padding: 0,
+            ahead: 0,
         }
     }
 }

@@ -11,6 +11,7 @@ use super::gemm_few::GemmFew;
 use super::head_norm::HeadNormParams;
 use super::lora::ByRows;
 use super::lora_decode::LoraDecode;
+use super::lora_rows::LoraRows;
 use super::pick_rows::PickRowsParams;
 use super::program::Programs;
 use super::rms_norm::RmsNormParams;
@@ -34,6 +35,8 @@ pub struct Kernels {
     /// Not for f32.
     pub lora_decode: Option<LoraDecode>,
     pub lora_expand: ByRows,
+    /// Not for f32.
+    pub lora_rows: Option<LoraRows>,
     pub lora_shrink: ByRows,
     pub pick_rows: Kernel<PickRowsParams>,
     pub rms_norm: Kernel<RmsNormParams>,
@@ -67,6 +70,7 @@ impl Kernels {
             head_norm: Kernel::new(programs, "head_norm", "head_norm")?,
             lora_decode: LoraDecode::new(programs)?,
             lora_expand: by_rows("lora_expand", "lora_expand_1", "lora_expand_8")?,
+            lora_rows: LoraRows::new(programs)?,
             lora_shrink: by_rows("lora_shrink", "lora_shrink_1", "lora_shrink_8")?,
             pick_rows: Kernel::new(programs, "pick_rows", "pick_rows")?,
             rms_norm: Kernel::new(programs, "rms_norm", "rms_norm")?,

@@ -14,7 +14,8 @@ use crate::error::{Error, Result};
 use crate::lora::{SiteShape, SlotPairs};
 
 use super::device::{Device, Kernel, to_u32};
-use super::lora_decode::DecodeTable;
+use super::lora_decode::{DecodeTable, STAGED_MAX};
+use super::lora_rows::COLUMNS;
 use super::memory::Memory;
 use super::step::Step;
 use super::upload::{Plain, Upload, bytes_of};
@@ -261,9 +262,26 @@ impl PairEntry {
         self.a + u64::from(rank) * u64::from(inputs) * element_bytes
     }
 
+    /// Lora ranks that expand stages, those of every diagonal block padded to a multiple of 8.
+    pub fn staged(&self) -> usize {
+        staged(self.expand_rank as usize, self.b_blocks as usize)
+    }
+
+    /// Whether A is one block, and B's blocks start and end at tiles of columns.
+    pub fn is_even(&self) -> bool {
+        let even = |columns: u32| columns as usize % COLUMNS == 0;
+        self.shrink_rank == 0
+            || self.a_blocks == 1 && even(self.output) && even(self.outputs / self.b_blocks)
+    }
+
     fn takes_part(&self, exchange: Exchange) -> bool {
         self.shrink_rank > 0 && self.exchange == exchange as u32
     }
+}
+
+fn staged(rank: usize, blocks: usize) -> usize {
+    // An entry of zeros is no pair.
+    (rank / blocks.max(1)).next_multiple_of(8) * blocks
 }
 
 /// Refuses pairs whose shrunk activations the kernels have no room for.
@@ -272,7 +290,13 @@ fn fits(loaded: &SlotPairs<'_>) -> Result<()> {
     let rank: usize = ranks.map(|rank| rank.next_multiple_of(4)).sum();
     if rank > RANK_MAX {
         let why = format!("lora ranks of {rank} together at one site: up to {RANK_MAX} would do");
-        return Err(Error::Device(why));
+        return Err(Error::Unfit(why));
+    }
+    let shapes = loaded.pairs.iter().flatten().map(|pair| &pair.shape);
+    let staged = shapes.map(|shape| staged(shape.expand_rank, shape.b_blocks)).max().unwrap_or(0);
+    if staged > STAGED_MAX {
+        let why = format!("a lora rank of {staged}, its diagonal blocks padded to multiples of 8");
+        return Err(Error::Unfit(format!("{why}: up to {STAGED_MAX} would do")));
     }
     Ok(())
 }

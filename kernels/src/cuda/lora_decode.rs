@@ -13,6 +13,7 @@ use crate::lora::SiteShape;
 
 use super::device::{Device, Grid, Kernel, to_u32};
 use super::lora::{PairEntry, Site, TARGETS_MAX};
+use super::lora_rows::COLUMNS;
 use super::memory::{Buf, Memory};
 use super::program::Programs;
 use super::step::Step;
@@ -59,21 +60,26 @@ unsafe impl Plain for ShrinkTile {}
 
 /// Lora ranks of a tile of shrink, and output columns of one of expand.
 const TILE_RANKS: u32 = 8;
-const TILE_COLUMNS: usize = 256;
+const TILE_COLUMNS: usize = 1024;
 
 /// Bytes of an element: the kernels take no other.
 const SIXTEEN_BITS: u64 = 2;
 
-/// Threads of a block, and blocks that share a multiprocessor.
+/// Threads of a block, and blocks of shrink and of expand that share a multiprocessor.
 const THREADS: u32 = 256;
-const BLOCKS: usize = 3;
+const SHRINK_BLOCKS: usize = 3;
+const EXPAND_BLOCKS: usize = 2;
 
-/// Rows of a segment that expand takes at once.
-const EXPAND_ROWS: usize = 8;
+/// Rows of a segment, at most.
+pub const ROWS: usize = 8;
+
+/// Lora ranks of one pair that expand has room for, those of every diagonal block padded to a
+/// multiple of 8: shared memory that needs no leave.
+pub const STAGED_MAX: usize = (48 << 10) / (ROWS * size_of::<f32>());
 
 /// Inputs that make it worth while to cut a site's into one more part, and parts at most.
 const SPLIT_INPUTS: usize = 1024;
-pub const SPLITS_MAX: usize = 8;
+pub const SPLITS_MAX: usize = 16;
 
 /// Both kernels.
 pub struct LoraDecode {
@@ -102,9 +108,13 @@ pub struct DecodeTable {
     tiles: usize,
     /// Shrunk columns of a row, likewise; a multiple of 4.
     h_stride: usize,
+    /// What expand stages of a row, likewise.
+    staged: usize,
     splits: usize,
     tile_end: [u32; TARGETS_MAX],
     target_column: [u32; TARGETS_MAX],
+    /// Whether all pairs ever loaded are cut as `lora_rows.cu` needs it.
+    pub even: bool,
 }
 
 impl DecodeTable {
@@ -122,10 +132,22 @@ impl DecodeTable {
             slots: vec![Vec::new(); shape.slots],
             tiles: 0,
             h_stride: 0,
+            staged: 0,
             splits: (shape.input / SPLIT_INPUTS).clamp(1, SPLITS_MAX),
             tile_end,
             target_column,
+            even: shape.input % 8 == 0 && shape.output() % COLUMNS == 0,
         })
+    }
+
+    /// Where the tiles of all slots lie.
+    pub fn address(&self) -> u64 {
+        self.device.address()
+    }
+
+    /// Tiles of a slot.
+    pub fn tiles(&self) -> usize {
+        self.tiles
     }
 
     /// Takes note of what lies in a slot. True if launches recorded before no longer serve.
@@ -137,11 +159,14 @@ impl DecodeTable {
         (pairs, input): (&[PairEntry], usize),
     ) -> Result<bool> {
         let mut tiles = Vec::new();
+        self.even &= pairs.iter().all(PairEntry::is_even);
         pairs.iter().for_each(|pair| add_tiles(pair, input, &mut tiles));
         let columns = tiles.iter().map(|tile| (tile.h + tile.rows) as usize).max().unwrap_or(0);
         let columns = columns.next_multiple_of(4);
-        let grows = tiles.len() > self.tiles || columns > self.h_stride;
+        let staged = pairs.iter().map(PairEntry::staged).max().unwrap_or(0);
+        let grows = tiles.len() > self.tiles || columns > self.h_stride || staged > self.staged;
         self.h_stride = self.h_stride.max(columns);
+        self.staged = self.staged.max(staged);
         self.slots[slot] = tiles;
         if self.slots[slot].len() > self.tiles {
             self.tiles = self.slots[slot].len();
@@ -226,7 +251,7 @@ pub fn shrink(device: &Device, x: &Buf, site: &Site, step: &Step, h: &mut Buf) -
     let pieces = step.rows * table.tiles * table.splits;
     device.launch(
         &kernels.shrink,
-        Grid::of(pieces.min(BLOCKS * device.processors), THREADS),
+        Grid::of(pieces.min(SHRINK_BLOCKS * device.processors), THREADS),
         &params,
     )
 }
@@ -244,7 +269,7 @@ pub fn expand(device: &Device, h: &Buf, site: &Site, step: &Step, y: &mut Buf) -
         ..table.params(site, step)
     };
     let pieces = step.rows * table.tile_end[site.shape.targets.len() - 1] as usize;
-    let grid = Grid::of(pieces.min(BLOCKS * device.processors), THREADS);
-    let shared_bytes = EXPAND_ROWS * table.h_stride * size_of::<f32>();
+    let grid = Grid::of(pieces.min(EXPAND_BLOCKS * device.processors), THREADS);
+    let shared_bytes = ROWS * table.staged * size_of::<f32>();
     device.launch(&kernels.expand, grid.shared(shared_bytes), &params)
 }

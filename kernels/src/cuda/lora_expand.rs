@@ -7,9 +7,9 @@ use crate::error::Result;
 
 use super::device::{Device, Grid, to_u32};
 use super::lora::{LoraParams, PairEntry, Site, groups};
-use super::lora_decode;
 use super::memory::Buf;
 use super::step::Step;
+use super::{lora_decode, lora_rows};
 
 /// Threads of a block, an output column each.
 const THREADS: u32 = 128;
@@ -28,6 +28,9 @@ pub fn lora_expand(
     }
     if step.alike.is_some() {
         return lora_decode::expand(device, h, site, step, y);
+    }
+    if let Some(kernels) = lora_rows::serving(device, site, step, exchange) {
+        return kernels.expand(device, h, (site, step), y);
     }
     let slots = site.pairs(step, exchange);
     let stride = slots.map(|pairs| pairs.map(room).sum()).max().unwrap_or(0);

@@ -37,6 +37,7 @@ mod lora;
 mod lora_shrink;
 mod lora_expand;
 mod lora_decode;
+mod lora_rows;
 mod sample;
 mod graph;
 mod bandwidth;

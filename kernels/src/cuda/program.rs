@@ -43,12 +43,12 @@ const HEADERS: &[Source] = embedded!(
 const SOURCES: &[Source] = embedded!(
     ".cu": "add", "add_rms_norm", "argmax", "attention_decode", "attention_rows",
     "attention_tiles", "embed", "gemm_few", "head_norm", "lora_decode", "lora_expand",
-    "lora_shrink", "pick_rows", "rms_norm", "rope_kv_store", "silu_mul"
+    "lora_rows", "lora_shrink", "pick_rows", "rms_norm", "rope_kv_store", "silu_mul"
 );
 
 /// Compiled for tensor cores, which do not multiply f32.
 const SIXTEEN_BIT_ONLY: &[&str] =
-    &["attention_decode", "attention_tiles", "gemm_few", "lora_decode"];
+    &["attention_decode", "attention_tiles", "gemm_few", "lora_decode", "lora_rows"];
 
 /// Where a program runs and what it computes with.
 #[derive(Clone, Debug)]

@@ -8,8 +8,9 @@ use contract::step::Batch;
 use crate::error::Result;
 use crate::ops::Rows;
 
-use super::attention::{CHUNKS_MAX, ROWS_OF_TILE, TILE};
+use super::attention::{ROWS_OF_TILE, chunks_of};
 use super::index::{IndexPool, Indices, Words};
+use super::lora_decode::ROWS;
 
 /// What kernels look up about the rows of a batch: device addresses.
 #[repr(C)]
@@ -85,7 +86,7 @@ impl Step {
         let each: Vec<u32> = (0..rows as u32).collect();
         let each = words.add(&each);
         let spans = words.add_padded(spans(batch).as_flattened(), 3 * rows, 0);
-        let segments = segments(batch);
+        let segments = pieces(&segments(batch));
         let count = words.add(&[segments.len() as u32]);
         let segments_at = words.add_padded(segments.as_flattened(), 3 * rows, 0);
         let blocks = words.add_all(batch.blocks.iter().map(|block| block.0));
@@ -155,6 +156,16 @@ impl Rows for Step {
     }
 }
 
+/// The same rows in segments of as many as `lora_decode.cu` takes.
+fn pieces(segments: &[SegmentEntry]) -> Vec<SegmentEntry> {
+    let cut = |[slot, row, rows]: &SegmentEntry| {
+        let (slot, end) = (*slot, row + rows);
+        let firsts = (*row..end).step_by(ROWS);
+        firsts.map(move |row| [slot, row, (end - row).min(ROWS as u32)]).collect::<Vec<_>>()
+    };
+    segments.iter().flat_map(cut).collect()
+}
+
 impl Segments {
     fn new(address: u64, count: u64, entries: &[SegmentEntry]) -> Self {
         Self {
@@ -171,8 +182,8 @@ impl Segments {
 pub struct Alike {
     /// Rows, with padding.
     pub rows: usize,
-    /// Tiles of positions that a row sees, at most; attention is cut into as many chunks.
-    pub tiles: usize,
+    /// Chunks that a row's attention is cut into, at most.
+    pub chunks: usize,
     /// Whether a row has an adapter.
     pub adapted: bool,
 }
@@ -196,7 +207,7 @@ impl Alike {
         let last = batch.positions.iter().max().map_or(0, |last| *last as usize);
         Some(Self {
             rows: size(rows).min(sizes_max),
-            tiles: (last + 1).div_ceil(TILE).next_power_of_two().min(CHUNKS_MAX),
+            chunks: chunks_of(last + 1).next_power_of_two(),
             adapted: batch.segments.iter().any(|segment| segment.slot.is_some()),
         })
     }
@@ -294,12 +305,12 @@ mod tests {
     #[test]
     fn steps_of_decode_are_alike_and_others_are_not() {
         let of = |rows, position, rows_max| Alike::of(&decode(rows, position), rows_max);
-        let alike = |rows, tiles| Some(Alike { rows, tiles, adapted: false });
+        let alike = |rows, chunks| Some(Alike { rows, chunks, adapted: false });
         assert_eq!(
-            [of(1, 0, 9), of(3, 127, 9), of(7, 128, 64)],
+            [of(1, 0, 9), of(3, 255, 9), of(7, 256, 64)],
             [alike(1, 1), alike(4, 1), alike(8, 2)]
         );
-        assert_eq!([of(70, 9000, 999), of(7, 700, 7)], [alike(80, 16), alike(7, 8)]);
+        assert_eq!([of(70, 9000, 999), of(7, 700, 7)], [alike(80, 16), alike(7, 4)]);
         assert_eq!([of(8, 0, 7), of(257, 0, 999), of(0, 0, 9)], [None; 3]);
         let mut prefill = decode(3, 5);
         prefill.spans.pop();

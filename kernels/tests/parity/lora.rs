@@ -34,6 +34,19 @@ const PARTS: usize = 3;
 /// them: lora rank of shrink, blocks of A, blocks of B. Slot 4 is loaded twice.
 const TARGETS: [usize; 2] = [96, 40];
 const INPUT: usize = 120;
+
+/// The same where targets and inputs are wide enough for tiles, and rows many enough.
+const WIDE_TARGETS: [usize; 2] = [192, 128];
+const WIDE_INPUT: usize = 1320;
+const WIDE_SLOTS: [[Option<(usize, usize, usize)>; 2]; 5] = [
+    [Some((1, 1, 1)), Some((6, 1, 2))],
+    [Some((16, 1, 1)), None],
+    [Some((12, 1, 3)), Some((64, 1, 1))],
+    [None, Some((33, 1, 1))],
+    [Some((24, 1, 3)), Some((48, 1, 2))],
+];
+const WIDE_MIX: &[Share] =
+    &[(Some(4), 150), (None, 2), (Some(0), 1), (Some(3), 17), (Some(2), 40), (Some(1), 64)];
 const SLOTS: [[Option<(usize, usize, usize)>; 2]; 5] = [
     [Some((1, 1, 1)), Some((2, 1, 1))],
     [Some((16, 1, 1)), None],
@@ -43,10 +56,13 @@ const SLOTS: [[Option<(usize, usize, usize)>; 2]; 5] = [
 ];
 
 pub fn check<O: Ops>(bench: &mut Bench<O>) {
+    check_wide(bench);
     for exchange in [Exchange::None, Exchange::Reduce, Exchange::Gather] {
         let slots = SLOTS.map(|pairs| {
             let mut pair = |target: usize| {
-                pairs[target].map(|pair| local_pair(&mut bench.random, target, pair, exchange))
+                let outputs = (target, TARGETS[target]);
+                let pair = pairs[target]?;
+                Some(local_pair(&mut bench.random, (INPUT, outputs), pair, exchange))
             };
             vec![pair(0), pair(1)]
         });
@@ -58,7 +74,8 @@ pub fn check<O: Ops>(bench: &mut Bench<O>) {
                 for decode in [false, true] {
                     let (slots, segments) = (slots.to_vec(), segments.to_vec());
                     let (x, y) = (x.clone(), y.clone());
-                    let lora = Lora { slots, segments, x, y, exchange, dtype, decode };
+                    let targets = TARGETS;
+                    let lora = Lora { slots, segments, x, y, exchange, dtype, decode, targets };
                     let name = format!("lora {mix}, {exchange:?}, {dtype}, decode {decode}");
                     let together = bench.agree(&name, dtype, &lora);
                     for row in (0..rows as usize).step_by(3) {
@@ -72,24 +89,40 @@ pub fn check<O: Ops>(bench: &mut Bench<O>) {
     }
 }
 
+/// A row alone takes another way than many rows do, so it has other bits.
+fn check_wide<O: Ops>(bench: &mut Bench<O>) {
+    let exchange = Exchange::None;
+    let slots = WIDE_SLOTS.map(|pairs| {
+        let mut pair = |target: usize| {
+            let outputs = (target, WIDE_TARGETS[target]);
+            Some(local_pair(&mut bench.random, (WIDE_INPUT, outputs), pairs[target]?, exchange))
+        };
+        vec![pair(0), pair(1)]
+    });
+    let rows: u32 = WIDE_MIX.iter().map(|(_, rows)| rows).sum();
+    let x = bench.random.values(rows as usize * WIDE_INPUT);
+    let y = bench.random.values(rows as usize * WIDE_TARGETS.iter().sum::<usize>());
+    for dtype in bench.dtypes() {
+        for decode in [false, true] {
+            let (slots, segments) = (slots.to_vec(), WIDE_MIX.to_vec());
+            let (x, y, targets) = (x.clone(), y.clone(), WIDE_TARGETS);
+            let lora = Lora { slots, segments, x, y, exchange, dtype, decode, targets };
+            bench.agree(&format!("lora wide, {dtype}, decode {decode}"), dtype, &lora);
+        }
+    }
+}
+
 fn local_pair(
     random: &mut Random,
-    target: usize,
+    (input, (target, outputs)): (usize, (usize, usize)),
     (rank, a_blocks, b_blocks): (usize, usize, usize),
     exchange: Exchange,
 ) -> LocalPair {
     // Some pairs add to a part of their target only.
-    let output = if rank == 5 { 8..32 } else { 0..TARGETS[target] };
+    let output = if rank == 5 && target == 1 { 8..32 } else { 0..outputs };
     let expand_rank = if exchange == Exchange::Gather { rank * PARTS } else { rank };
-    let shape = PairShape {
-        input: INPUT,
-        output,
-        shrink_rank: rank,
-        expand_rank,
-        a_blocks,
-        b_blocks,
-        exchange,
-    };
+    let shape =
+        PairShape { input, output, shrink_rank: rank, expand_rank, a_blocks, b_blocks, exchange };
     let (a, b) = (random.values(shape.a_len()), random.values(shape.b_len()));
     LocalPair { shape, a, b }
 }
@@ -105,17 +138,26 @@ struct Lora {
     dtype: DType,
     /// Every row is a sequence of its own: a backend may have other ways for those.
     decode: bool,
+    targets: [usize; 2],
 }
 
 impl Lora {
+    fn rows(&self) -> usize {
+        self.segments.iter().map(|(_, rows)| *rows as usize).sum()
+    }
+
+    fn input(&self) -> usize {
+        self.x.len() / self.rows()
+    }
+
     /// The same with one row only.
     fn row(&self, row: usize) -> Self {
         let slots = self.segments.iter().flat_map(|(slot, rows)| (0..*rows).map(move |_| *slot));
         let slot = slots.clone().nth(row).expect("a row of some segment");
-        let width = self.y.len() / slots.count();
+        let (width, input) = (self.y.len() / slots.count(), self.input());
         Self {
             segments: vec![(slot, 1)],
-            x: self.x[row * INPUT..][..INPUT].to_vec(),
+            x: self.x[row * input..][..input].to_vec(),
             y: self.y[row * width..][..width].to_vec(),
             ..self.clone()
         }
@@ -140,7 +182,8 @@ impl Lora {
     }
 
     fn site<O: Ops>(&self, ops: &mut O) -> O::Site {
-        let shape = SiteShape { input: INPUT, targets: TARGETS.to_vec(), slots: SLOTS.len() };
+        let (input, targets) = (self.input(), self.targets.to_vec());
+        let shape = SiteShape { input, targets, slots: SLOTS.len() };
         let mut site = ops.site(shape, self.dtype).expect("a site");
         let mut load = |slot: usize, content: usize| {
             let pairs = self.slots[content].iter().map(Option::as_ref).collect();
@@ -156,8 +199,7 @@ impl Lora {
 impl Case for Lora {
     fn run<O: Ops>(&self, ops: &mut O) -> Vec<f32> {
         let site = self.site(ops);
-        let rows = self.x.len() / INPUT;
-        let step = ops.step(&self.batch(), rows + 3).expect("a step");
+        let step = ops.step(&self.batch(), self.rows() + 3).expect("a step");
         let none_such = [Exchange::None, Exchange::Reduce, Exchange::Gather]
             .into_iter()
             .find(|e| *e != self.exchange);
@@ -170,7 +212,7 @@ impl Case for Lora {
             padded.resize(step.rows() * width, f32::NAN);
             padded
         };
-        let x = upload(ops, &padded(&self.x, INPUT));
+        let x = upload(ops, &padded(&self.x, self.input()));
         let mut h = poisoned_as(ops, len.max(1), Precision::Full);
         ops.lora_shrink(&x, &site, &step, self.exchange, &mut h).expect("lora_shrink");
         let mut h = ops.read(&h, len).expect("the shrunk activations");
@@ -179,7 +221,7 @@ impl Case for Lora {
             let parts = (1..=PARTS).flat_map(|part| h.iter().map(move |h| h / part as f32));
             h = parts.collect();
         }
-        let width = TARGETS.iter().sum();
+        let width = self.targets.iter().sum();
         let (h, mut y) =
             (upload_as(ops, &h, Precision::Full), upload(ops, &padded(&self.y, width)));
         ops.lora_expand(&h, &site, &step, self.exchange, &mut y).expect("lora_expand");
