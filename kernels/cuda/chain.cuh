@@ -13,6 +13,14 @@ __device__ inline void wait_for_previous() {
 #endif
 }
 
+// The same for a kernel that waits for other ranks: the next one's blocks would take the places that
+// those ranks' kernels need to get here, where they share a device.
+__device__ inline void wait_for_previous_alone() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // Has memory brought to the cache that all multiprocessors share: for what is constant, before the
 // wait. `bytes` and `from` are multiples of 16.
 __device__ inline void bring_to_cache(const void* from, unsigned int bytes) {

@@ -194,3 +194,22 @@ struct ArgmaxParams {
     u32 parts, rows, part_width, vocab;
 };
 static_assert(sizeof(ArgmaxParams) == 32, "kernels/src/cuda/sample.rs has the twin");
+
+// Bounds of collectives over peer memory; kernels/src/cuda/peer.rs has the twins.
+constexpr u32 PEER_RANKS_MAX = 8, PEER_BLOCKS_MAX = 32, PEER_THREADS = 512;
+constexpr u64 PEER_FLAGS_BYTES = 4096, PEER_AREA_BYTES = PEER_FLAGS_BYTES + (12ull << 20);
+
+// What a rank writes to `stop` when it has waited too long.
+constexpr u32 PEER_TIMED_OUT = 2;
+
+struct PeerParams {
+    unsigned char* areas[PEER_RANKS_MAX];  // by rank; see peer.cuh
+    u32* epochs;                           // [PEER_BLOCKS_MAX], this rank's own
+    u32* stop;                             // in host memory: not zero when the group is given up
+    const void* in;
+    void* out;
+    u64 elements;  // of one rank
+    u64 timeout;   // ns
+    u32 rank, ranks, two_shots;
+};
+static_assert(sizeof(PeerParams) == 128, "kernels/src/cuda/peer.rs has the twin");

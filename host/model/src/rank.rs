@@ -51,7 +51,9 @@ impl<O: Ops, C: Comm<O::Buf>> Rank<O, C> {
 
     /// Computes one step. The first rank returns the answers, the others none.
     pub fn forward(&mut self, batch: &Arc<Batch>) -> Result<Vec<Answer>> {
-        let step = self.ops.step(batch, self.rows_max)?;
+        // Collectives are not recorded: their ranks meet between launches.
+        let rows_max = if self.comm.ranks() == 1 { self.rows_max } else { 0 };
+        let step = self.ops.step(batch, rows_max)?;
         let Self { ops, comm, vocabulary, layers, head, rope, activations, shrunk, .. } = self;
         let adapted = batch.segments.iter().any(|segment| segment.slot.is_some());
         ops.launch(&step, |ops| -> Result<()> {
@@ -66,7 +68,9 @@ impl<O: Ops, C: Comm<O::Buf>> Rank<O, C> {
             head.start(&mut pass, activations, vocabulary)
         })?;
         let mut pass = Pass { ops, comm, step: &step, rows: step.rows(), shrunk: None, rope };
-        head.answer(&mut pass, activations, vocabulary, batch)
+        let answers = head.answer(&mut pass, activations, vocabulary, batch)?;
+        comm.settle()?;
+        Ok(answers)
     }
 
     /// Puts this rank's local pairs into `slot`. After an error the slot is empty.

@@ -143,6 +143,12 @@ impl<P> Kernel<P> {
         Ok(Self { name, function, params: PhantomData })
     }
 
+    /// Blocks of `threads` that run on one multiprocessor at once.
+    pub fn blocks_of_processor(&self, threads: u32) -> Result<usize> {
+        let blocks = self.function.occupancy_max_active_blocks_per_multiprocessor(threads, 0, None);
+        Ok(blocks.during(self.name)? as usize)
+    }
+
     /// Allows launches with this much dynamic shared memory.
     pub fn allow_shared(self, bytes: usize) -> Result<Self> {
         let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;

@@ -12,6 +12,7 @@ use super::head_norm::HeadNormParams;
 use super::lora::ByRows;
 use super::lora_decode::LoraDecode;
 use super::lora_rows::LoraRows;
+use super::peer::PeerKernels;
 use super::pick_rows::PickRowsParams;
 use super::program::Programs;
 use super::rms_norm::RmsNormParams;
@@ -38,6 +39,7 @@ pub struct Kernels {
     /// Not for f32.
     pub lora_rows: Option<LoraRows>,
     pub lora_shrink: ByRows,
+    pub peer: PeerKernels,
     pub pick_rows: Kernel<PickRowsParams>,
     pub rms_norm: Kernel<RmsNormParams>,
     pub rope_kv_store: Kernel<RopeKvStoreParams>,
@@ -72,6 +74,7 @@ impl Kernels {
             lora_expand: by_rows("lora_expand", "lora_expand_1", "lora_expand_8")?,
             lora_rows: LoraRows::new(programs)?,
             lora_shrink: by_rows("lora_shrink", "lora_shrink_1", "lora_shrink_8")?,
+            peer: PeerKernels::new(programs)?,
             pick_rows: Kernel::new(programs, "pick_rows", "pick_rows")?,
             rms_norm: Kernel::new(programs, "rms_norm", "rms_norm")?,
             rope_kv_store: Kernel::new(programs, "rope_kv_store", "rope_kv_store")?,

@@ -40,6 +40,10 @@ mod lora_decode;
 mod lora_rows;
 mod sample;
 mod graph;
+mod link;
+mod nccl;
+mod peer;
+mod peer_area;
 mod bandwidth;
 
 use std::ops::Range;
@@ -70,7 +74,11 @@ use weight::Weight;
 pub use bandwidth::bandwidth;
 pub use found::{Found, WhyNot, found};
 pub use graph::Graph;
+pub use link::{Link, State, Stop};
 pub use memory::Buf;
+pub use nccl::{Nccl, NcclEnd, NcclName, Place, nccl_version};
+pub use peer::{Peer, RANKS_MAX as PEERS_MAX};
+pub use peer_area::{PeerArea, reaches};
 
 /// The backend of one rank on one device.
 pub struct Cuda {
@@ -82,7 +90,7 @@ pub struct Cuda {
     tokens: Tokens,
     indices: IndexPool,
     upload: Upload,
-    device: Device,
+    device: Arc<Device>,
 }
 
 impl Cuda {
@@ -94,7 +102,7 @@ impl Cuda {
             let names = names.collect::<Vec<_>>().join(", ");
             return Err(Error::Device(format!("there is no device {ordinal}: found {names}")));
         }
-        let device = Device::open(ordinal, dtype, cache)?;
+        let device = Arc::new(Device::open(ordinal, dtype, cache)?);
         Ok(Self {
             gemm: Gemm::new(&device)?,
             scratch: Scratch::new(&device.stream)?,

@@ -37,13 +37,14 @@ macro_rules! embedded {
 }
 
 const HEADERS: &[Source] = embedded!(
-    ".cuh": "attention", "chain", "element", "lora", "mma", "paged", "params", "reduce"
+    ".cuh": "attention", "chain", "element", "lora", "mma", "paged", "params", "peer", "reduce"
 );
 
 const SOURCES: &[Source] = embedded!(
     ".cu": "add", "add_rms_norm", "argmax", "attention_decode", "attention_rows",
     "attention_tiles", "embed", "gemm_few", "head_norm", "lora_decode", "lora_expand",
-    "lora_rows", "lora_shrink", "pick_rows", "rms_norm", "rope_kv_store", "silu_mul"
+    "lora_rows", "lora_shrink", "peer_gather", "peer_reduce", "pick_rows", "rms_norm",
+    "rope_kv_store", "silu_mul"
 );
 
 /// Compiled for tensor cores, which do not multiply f32.
