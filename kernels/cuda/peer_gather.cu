@@ -33,9 +33,11 @@ __device__ void gather_either(const PeerParams& p) {
 }
 
 extern "C" __global__ void __launch_bounds__(PEER_THREADS, 1) peer_gather(const __grid_constant__ PeerParams p) {
+    wait_for_previous_alone();
     gather_either<Element>(p);
 }
 
 extern "C" __global__ void __launch_bounds__(PEER_THREADS, 1) peer_gather_f32(const __grid_constant__ PeerParams p) {
+    wait_for_previous_alone();
     gather_either<float>(p);
 }

@@ -90,9 +90,11 @@ __device__ void reduce(const PeerParams& p) {
 }
 
 extern "C" __global__ void __launch_bounds__(PEER_THREADS, 1) peer_reduce(const __grid_constant__ PeerParams p) {
+    wait_for_previous_alone();
     reduce<Element>(p);
 }
 
 extern "C" __global__ void __launch_bounds__(PEER_THREADS, 1) peer_reduce_f32(const __grid_constant__ PeerParams p) {
+    wait_for_previous_alone();
     reduce<float>(p);
 }

@@ -167,6 +167,36 @@ fn assert_peft(fixture: &Fixture, found: &[Vec<Vec<f32>>; 2]) {
     }
 }
 
+/// The first step of decode is launched piece by piece, the next ones as the graph that it left: for
+/// the same mix of adapters, for another, for fewer rows, for none at all.
+#[test]
+fn decode_of_any_mix_is_one_graph() {
+    let Some((_one, _)) = cuts(&[]) else { return };
+    let (fixture, cut) = (Fixture::open("llama"), PlainSharding::Replicated);
+    let (names, prompts) = (fixture.adapters(), fixture.prompts());
+    let adapters: Vec<_> = names.into_iter().take(7).map(|name| (name, cut)).collect();
+    let all = [Some(0), Some(1), Some(2), Some(3), Some(4), Some(5), Some(6), None];
+    let other = [Some(6), Some(6), Some(2), None, None, None, None, Some(0)];
+    let mixes = [&all[..], &all, &other, &all[1..6], &[None; 8], &[None; 5], &other];
+    for (dtype, tolerance) in TOLERANCES {
+        let mut groups = [Cut::One, Cut::Cpu].map(|cut| cut.start(&fixture, dtype).unwrap());
+        groups.iter_mut().for_each(|group| load(group, &fixture, 1, &adapters));
+        for (turn, slots) in mixes.into_iter().enumerate() {
+            let feeds = (0..).step_by(2).zip(slots);
+            let feeds = feeds.map(|(block, slot)| Feed::new(&prompts[0], block, *slot));
+            let feeds: Vec<_> = feeds.collect();
+            let split = prompts[0].len() - 2;
+            for part in [0..split, split..split + 1, split + 1..split + 2] {
+                let parts = feeds.iter().map(|feed| feed.part(part.start, part.end));
+                let parts: Vec<_> = parts.collect();
+                let [found, wanted] = groups.each_mut().map(|group| logprobs(group, &parts));
+                let off = distance(&found, &wanted);
+                assert!(off < tolerance, "{dtype}, mix {turn}, rows {part:?}: {off} from the CPU");
+            }
+        }
+    }
+}
+
 /// What a prompt is continued with, greedily, as the engine would: one token a step.
 fn greedy(group: &mut Group, prompt: &[u32], slot: Option<u32>) -> Vec<u32> {
     const TOKENS: usize = 12;

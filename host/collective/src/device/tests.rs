@@ -223,7 +223,7 @@ fn record(rank: &mut Rank<impl Link>, buf: &mut Buf, sizes: &[usize]) -> Graph {
     sizes.iter().for_each(|elements| rank.sum(buf, *elements));
     let Rank { comm, cuda, .. } = rank;
     let mut sums = Vec::new();
-    let graph = cuda.record(|_| {
+    let graph = cuda.record::<kernels::error::Error>(|_| {
         let sum = |elements: &usize| comm.all_reduce_sum(buf, *elements, Purpose::Base);
         sums.extend(sizes.iter().map(sum));
         Ok(())
