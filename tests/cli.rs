@@ -1,8 +1,9 @@
 //! The command line's answers to right and wrong deployments.
 
 use std::path::Path;
+use std::process::Command;
 
-use crate::program::{Server, demo_deployment, root, run};
+use crate::program::{Server, binary, demo_deployment, root, run};
 
 /// What `check` says, and whether it was content.
 fn check(file: &Path) -> (bool, String) {
@@ -81,4 +82,35 @@ fn a_taken_port_is_named() {
     let text = String::from_utf8(output.stderr).unwrap();
     let expected = format!("cannot listen on {address}");
     assert!(!output.status.success() && text.contains(&expected), "{text}");
+}
+
+/// A driver that is a file of the right name and nothing more, as a broken installation leaves it:
+/// with no compiler beside it, or with one.
+#[test]
+fn a_gpu_that_cannot_be_used_is_said_to_lack_what_it_lacks() {
+    let folder = tempfile::tempdir().unwrap();
+    let deployment = demo_deployment().replace("\"auto\"", "\"cuda\"");
+    std::fs::write(folder.path().join("cuda.toml"), deployment).unwrap();
+    std::fs::copy(a_library(), folder.path().join("libcuda.so")).unwrap();
+    let serve = Command::new(binary())
+        .args(["serve", "-c", "cuda.toml"])
+        .current_dir(folder.path())
+        .env("LD_LIBRARY_PATH", folder.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8(serve.stderr).unwrap();
+    assert_eq!(serve.status.code(), Some(1), "{text}");
+    let says = |part: &str| text.contains(part);
+    assert!(says("backend = \"cuda\": ") && says("\"cpu\" works"), "{text}");
+    assert!(
+        says("NVRTC was not found: looked for libnvrtc.so") || says("does not start"),
+        "{text}"
+    );
+}
+
+/// Any shared library: one that this process has loaded.
+fn a_library() -> String {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let paths = maps.lines().filter_map(|line| line.split_whitespace().nth(5));
+    paths.into_iter().find(|path| path.contains("/libgcc_s.so")).unwrap().to_owned()
 }

@@ -2,6 +2,7 @@
 #include "params.cuh"
 
 extern "C" __global__ void add(AddParams p) {
+    wait_for_previous();
     u64 at = (static_cast<u64>(blockIdx.x) * blockDim.x + threadIdx.x) * 8;
     if (at + 8 <= p.elements) {
         float delta[8], sum[8];

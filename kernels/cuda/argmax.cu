@@ -24,6 +24,7 @@ __device__ inline Best warp_best(Best best) {
 
 // 1024 threads.
 extern "C" __global__ void argmax(ArgmaxParams p) {
+    wait_for_previous();
     const float none = __int_as_float(0xff800000);  // minus infinity
     Best best = {none, 0};
     for (u32 part = 0; part < p.parts; part++) {

@@ -9,6 +9,7 @@
 constexpr int THREADS = 128, WARPS = THREADS / 32;
 constexpr u32 TILE = 128;       // positions that a block takes at once, 32 a warp
 constexpr u32 CHUNKS_MAX = 16;  // bounds the memory of partial results
+constexpr u32 CHUNK_TILES_MIN = 2;  // adding up chunks costs more time than a tile
 
 __device__ inline float minus_infinity() { return __int_as_float(0xff800000); }
 
@@ -20,9 +21,10 @@ struct Chunk {
 };
 
 __device__ inline Chunk chunk_of(u32 position, u32 window, u32 index) {
+    if (position == PADDING) return {};
     u32 begin = window > 0 && position + 1 > window ? position + 1 - window : 0, end = position + 1;
     u32 tiles = (end - begin + TILE - 1) / TILE;
-    u32 chunk_tiles = (tiles + CHUNKS_MAX - 1) / CHUNKS_MAX;
+    u32 chunk_tiles = max((tiles + CHUNKS_MAX - 1) / CHUNKS_MAX, CHUNK_TILES_MIN);
     u32 from = begin + index * chunk_tiles * TILE;
     return {from, min(from + chunk_tiles * TILE, end), (tiles + chunk_tiles - 1) / chunk_tiles};
 }

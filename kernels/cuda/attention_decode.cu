@@ -172,18 +172,44 @@ struct Decode {
     }
 };
 
+// Where the positions of a tile lie that this warp takes, one a lane; past the end, the last one.
+__device__ inline u32 slot_of(const AttentionParams& p, const Task& task, const Span& span,
+                              u32 first) {
+    const u32 position = min(first + threadIdx.x % 32, task.chunk.end - 1);
+    return place(p.index, span, position, p.block_tokens, p.key_heads, task.key_head);
+}
+
+// Has a position's keys and values brought to the cache.
+template <int DIM>
+__device__ inline void bring(const AttentionParams& p, u32 slot) {
+    const u64 at = static_cast<u64>(slot) * DIM;
+#pragma unroll
+    for (int line = 0; line < DIM; line += 64) {
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(p.keys + at + line));
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(p.values + at + line));
+    }
+}
+
+// Where everything lies is known before the row's own keys and values are, and older ones are on
+// their way by then.
 template <int DIM>
 __device__ void attend(const AttentionParams& p) {
     extern __shared__ float shared[];
     auto shares = reinterpret_cast<Share<DIM>(*)[WARPS]>(shared);
     const Task task = task_of<HEADS>(p);
-    if (blockIdx.x >= task.chunk.count) return;
+    if (blockIdx.x >= task.chunk.count) return wait_for_previous();
     const Span span = p.index.spans[p.index.row_span[task.row]];
-    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, end = task.chunk.end;
+    const u32 warp = threadIdx.x / 32, begin = task.chunk.begin + warp * 32, end = task.chunk.end;
+    u32 slot = 0;
+    for (u32 tile = 0; tile < CHUNK_TILES_MIN && begin + tile * TILE < end; tile++) {
+        u32 brought = slot_of(p, task, span, begin + tile * TILE);
+        bring<DIM>(p, brought);
+        if (tile == 0) slot = brought;
+    }
+    wait_for_previous();
     Decode<DIM> decode(p, task);
-    for (u32 first = task.chunk.begin + warp * 32; first < end; first += TILE) {
-        u32 position = min(first + lane, end - 1);
-        u32 slot = place(p.index, span, position, p.block_tokens, p.key_heads, task.key_head);
+    for (u32 first = begin; first < end; first += TILE) {
+        if (first > begin) slot = slot_of(p, task, span, first);
         decode.take(p, slot, 0, end - first);
         if (first + 16 < end) decode.take(p, slot, 16, end - first - 16);
     }

@@ -154,6 +154,7 @@ template <int LANES, int HEADS>
 __device__ void attend(const AttentionParams& p) {
     __shared__ float scores[WARPS][HEADS][32];
     __shared__ Share<LANES * 8> shares[HEADS][WARPS];
+    wait_for_previous();
     const Task task = task_of<HEADS>(p);
     if (blockIdx.x >= task.chunk.count) return;
 

@@ -162,6 +162,7 @@ template <int DIM>
 __device__ void attend(const AttentionParams& p) {
     using S = Shape<DIM>;
     extern __shared__ __align__(16) Element shared[];
+    wait_for_previous();
     Element* queries = shared;
     Element* tiles = shared + ROWS * S::STRIDE;  // keys, values, keys, values
     constexpr int TILE = S::KEYS * S::STRIDE;

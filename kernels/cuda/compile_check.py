@@ -20,7 +20,13 @@ FOLDER = Path(__file__).parent
 ARCHITECTURES = ["sm_80", "sm_89", "sm_90a", "sm_100a"]
 SHOWN = "sm_90a"
 ELEMENTS = ["BF16", "F16", "F32"]
-TENSOR_CORES = {"attention_decode.cu", "attention_tiles.cu"}  # not compiled for f32
+TENSOR_CORES = {  # not compiled for f32
+    "attention_decode.cu",
+    "attention_tiles.cu",
+    "gemm_few.cu",
+    "lora_decode.cu",
+    "lora_rows.cu",
+}
 PREFILL_ONLY = {"attention_tiles.cu"}  # may spill
 
 

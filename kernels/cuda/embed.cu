@@ -14,5 +14,6 @@ __device__ void embed_row(const EmbedParams& p) {
 }
 
 extern "C" __global__ void embed(EmbedParams p) {
+    wait_for_previous();
     p.width % 8 == 0 ? embed_row<8>(p) : embed_row<1>(p);
 }

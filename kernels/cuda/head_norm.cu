@@ -25,6 +25,7 @@ __device__ void normalise(Element* head, const float* weight, const HeadNormPara
 }
 
 extern "C" __global__ void head_norm(HeadNormParams p) {
+    wait_for_previous();
     u32 head = (blockIdx.x * blockDim.x + threadIdx.x) / 32;
     if (head >= p.query_heads + p.key_heads) return;
     u64 width = static_cast<u64>(p.query_heads + 2 * p.key_heads) * p.dim;

@@ -6,8 +6,6 @@
 
 #include "params.cuh"
 
-constexpr u32 TARGETS_MAX = 8;
-
 struct Job {
     Segment segment;
     u32 start;  // of the segment's shrunk activations

@@ -64,6 +64,7 @@ __device__ inline void multiply(const LoraParams& p, const Element* b, u32 ranks
 template <int ROWS>
 __device__ void expand(const LoraParams& p) {
     extern __shared__ __align__(16) float staged[];
+    wait_for_previous();
     const Job& job = job_of(p, blockIdx.y);
     if (job.width == 0) return;
     const u32 output = blockIdx.x * THREADS + threadIdx.x;

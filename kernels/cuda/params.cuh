@@ -2,6 +2,7 @@
 // Pointers come first so that no struct has padding in the middle; both sides assert the sizes.
 #pragma once
 
+#include "chain.cuh"
 #include "element.cuh"
 
 // The rows of one sequence, and where its block table starts in `Index::blocks`.
@@ -10,16 +11,18 @@ struct Span {
 };
 static_assert(sizeof(Span) == 12, "kernels/src/cuda/step.rs has the twin");
 
-// Consecutive rows that use the adapter of one slot.
+// Consecutive rows that use the adapter of one slot; of decode no more than 8.
 struct Segment {
     u32 slot, row, rows;
 };
 static_assert(sizeof(Segment) == 12, "kernels/src/cuda/step.rs has the twin");
 
+constexpr u32 PADDING = ~0u;
+
 // A batch's index data on the device.
 struct Index {
     const u32* tokens;     // [rows]
-    const u32* positions;  // [rows]
+    const u32* positions;  // [rows], PADDING where a row is none of the batch's
     const u32* row_span;   // [rows]: which span a row belongs to
     const Span* spans;
     const u32* blocks;
@@ -51,6 +54,15 @@ struct RmsNormParams {
 };
 static_assert(sizeof(RmsNormParams) == 32, "kernels/src/cuda/rms_norm.rs has the twin");
 
+struct AddRmsNormParams {
+    Element* residual;    // [rows, width], a block each
+    const float* weight;  // [width]
+    Element* hidden;      // [rows, width]: added, and then the result
+    u32 width;
+    float eps;
+};
+static_assert(sizeof(AddRmsNormParams) == 32, "kernels/src/cuda/add_rms_norm.rs has the twin");
+
 struct AddParams {
     const Element* delta;
     Element* residual;
@@ -74,25 +86,28 @@ struct HeadNormParams {
 };
 static_assert(sizeof(HeadNormParams) == 40, "kernels/src/cuda/head_norm.rs has the twin");
 
-struct RopeParams {
-    Element* qkv;
-    const float* table;  // [positions, dim]: cosines, then sines
-    const u32* positions;
-    u32 query_heads, key_heads, dim;
-};
-static_assert(sizeof(RopeParams) == 40, "kernels/src/cuda/rope.rs has the twin");
-
 // Narrower types that an f32 cache may stand for.
 constexpr u32 STANDS_FOR_F16 = 1, STANDS_FOR_BF16 = 2;
 
-struct KvStoreParams {
+struct RopeKvStoreParams {
     Index index;
-    const Element* qkv;
-    Element* keys;  // [blocks, heads, block_tokens, dim], and so are the values
+    Element* qkv;
+    const float* table;  // [positions, dim]: cosines, then sines
+    Element* keys;       // [blocks, heads, block_tokens, dim], and so are the values
     Element* values;
     u32 query_heads, key_heads, dim, block_tokens, stands_for;
 };
-static_assert(sizeof(KvStoreParams) == 88, "kernels/src/cuda/kv_store.rs has the twin");
+static_assert(sizeof(RopeKvStoreParams) == 96, "kernels/src/cuda/rope_kv_store.rs has the twin");
+
+struct GemmFewParams {
+    const Element* x;       // [rows, inputs]
+    const Element* weight;  // [outputs, inputs]
+    const void* bias;       // [outputs], or null; of the type of `out`
+    void* out;              // [rows, outputs]
+    u32 rows, inputs, outputs;
+    u32 ahead;  // inputs of a warp that it has brought to the cache
+};
+static_assert(sizeof(GemmFewParams) == 48, "kernels/src/cuda/gemm_few.rs has the twin");
 
 struct AttentionParams {
     Index index;
@@ -109,6 +124,8 @@ struct AttentionParams {
     u32 first;    // the first row where `work` is null
 };
 static_assert(sizeof(AttentionParams) == 128, "kernels/src/cuda/attention.rs has the twin");
+
+constexpr u32 TARGETS_MAX = 8;
 
 // One local pair in device memory. A shrink rank of 0 marks a target without a pair.
 struct alignas(16) LoraPair {
@@ -139,9 +156,60 @@ struct LoraParams {
 };
 static_assert(sizeof(LoraParams) == 72, "kernels/src/cuda/lora.rs has the twin");
 
+// Up to 8 rows of one A, of one diagonal block; none where `rows` is 0.
+struct alignas(16) ShrinkTile {
+    const Element* a;  // [rows, inputs]
+    u32 inputs;
+    u32 input;  // where they start in the site's input row
+    u32 h;      // column of the shrunk activations
+    u32 rows;
+};
+static_assert(sizeof(ShrinkTile) == 32, "kernels/src/cuda/lora_decode.rs has the twin");
+
+struct LoraDecodeParams {
+    const ShrinkTile* shrink;  // [slots, shrink_tiles]
+    const LoraPair* pairs;     // [slots, targets]
+    const Segment* segments;
+    const u32* segment_count;
+    const Element* x;  // shrink: [rows, width]
+    Element* y;        // expand: [rows, width]
+    float* h;          // [splits, rows, h_stride]
+    u32 rows, width, h_stride, splits, shrink_tiles, targets;
+    u32 tile_end[TARGETS_MAX];      // expand: tiles of columns up to the end of a target
+    u32 target_column[TARGETS_MAX];  // where a target starts in the site's output row
+};
+static_assert(sizeof(LoraDecodeParams) == 144, "kernels/src/cuda/lora_decode.rs has the twin");
+
+struct LoraRowsParams {
+    LoraParams lora;
+    const ShrinkTile* shrink;  // [slots, shrink_tiles]
+    const Element* x;          // shrink: [rows, width]
+    u32 width, shrink_tiles;
+};
+static_assert(sizeof(LoraRowsParams) == 96, "kernels/src/cuda/lora_rows.rs has the twin");
+
 struct ArgmaxParams {
     const float* logits;  // [parts, rows, part_width]
     u32* tokens;          // [rows], a block each
     u32 parts, rows, part_width, vocab;
 };
 static_assert(sizeof(ArgmaxParams) == 32, "kernels/src/cuda/sample.rs has the twin");
+
+// Bounds of collectives over peer memory; kernels/src/cuda/peer.rs has the twins.
+constexpr u32 PEER_RANKS_MAX = 8, PEER_BLOCKS_MAX = 32, PEER_THREADS = 512;
+constexpr u64 PEER_FLAGS_BYTES = 4096, PEER_AREA_BYTES = PEER_FLAGS_BYTES + (12ull << 20);
+
+// What a rank writes to `stop` when it has waited too long.
+constexpr u32 PEER_TIMED_OUT = 2;
+
+struct PeerParams {
+    unsigned char* areas[PEER_RANKS_MAX];  // by rank; see peer.cuh
+    u32* epochs;                           // [PEER_BLOCKS_MAX], this rank's own
+    u32* stop;                             // in host memory: not zero when the group is given up
+    const void* in;
+    void* out;
+    u64 elements;  // of one rank
+    u64 timeout;   // ns
+    u32 rank, ranks, two_shots;
+};
+static_assert(sizeof(PeerParams) == 128, "kernels/src/cuda/peer.rs has the twin");

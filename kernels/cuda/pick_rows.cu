@@ -13,5 +13,6 @@ __device__ void copy_row(const PickRowsParams& p) {
 }
 
 extern "C" __global__ void pick_rows(PickRowsParams p) {
+    wait_for_previous();
     p.width % 8 == 0 ? copy_row<8>(p) : copy_row<1>(p);
 }

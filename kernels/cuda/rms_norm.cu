@@ -26,5 +26,6 @@ __device__ void normalise(const RmsNormParams& p) {
 }
 
 extern "C" __global__ void rms_norm(RmsNormParams p) {
+    wait_for_previous();
     p.width % 8 == 0 ? normalise<8>(p) : normalise<1>(p);
 }

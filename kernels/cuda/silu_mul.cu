@@ -15,5 +15,6 @@ __device__ void gate_row(const SiluMulParams& p) {
 }
 
 extern "C" __global__ void silu_mul(SiluMulParams p) {
+    wait_for_previous();
     p.width % 8 == 0 ? gate_row<8>(p) : gate_row<1>(p);
 }

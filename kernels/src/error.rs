@@ -11,10 +11,13 @@ pub enum Error {
         /// How much it needs.
         bytes: usize,
     },
+    /// An adapter that the backend has no way to compute; nothing else is harmed.
+    #[error("{0}")]
+    Unfit(String),
     /// The device or its library said no.
     #[error("{0}")]
     Device(String),
 }
 
 /// Result of an operation.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -5,13 +5,14 @@
 //! model's own on a GPU); sums are taken in f32 and in an order that depends on neither the batch
 //! nor the clock, so a row computed alone equals the same row computed in a batch, bit for bit.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use contract::adapter::{Exchange, Slot};
 use contract::step::{Answer, Batch};
 use contract::tensor::DType;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::lora::{SiteShape, SlotPairs};
 
 /// Rows of a weight in host memory, possibly columns of a wider matrix.
@@ -111,8 +112,31 @@ pub struct HeadNorm<'a, W> {
     pub eps: f32,
 }
 
+/// How much a step has operations compute.
+pub trait Rows {
+    /// Rows of activations: the batch's, and behind them the padding of a backend that knows few
+    /// sizes. Nothing is written to the cache for padding.
+    fn rows(&self) -> usize;
+
+    /// Rows that [`Ops::pick_rows`] finds for the batch's queries, padding included.
+    fn picked(&self) -> usize;
+}
+
+impl Rows for Arc<Batch> {
+    fn rows(&self) -> usize {
+        self.tokens.len()
+    }
+
+    fn picked(&self) -> usize {
+        self.queries.len()
+    }
+}
+
 /// One backend on one rank.
 pub trait Ops: Send + 'static {
+    /// Rows of logits in memory at once: enough to read the LM head rarely, few enough to be small.
+    const LOGIT_ROWS: usize = 64;
+
     /// Activations.
     type Buf: Send;
     /// A weight matrix `[out, in]`, or a vector `[1, n]`.
@@ -122,7 +146,7 @@ pub trait Ops: Send + 'static {
     /// Adapter pairs of one site, all slots.
     type Site: Send;
     /// The index data of a batch, where the backend needs it.
-    type Step;
+    type Step: Rows;
 
     /// A zeroed buffer of `elements`.
     fn buf(&mut self, elements: usize, precision: Precision) -> Result<Self::Buf>;
@@ -148,8 +172,20 @@ pub trait Ops: Send + 'static {
     /// Empties one slot of a site and frees its memory.
     fn site_unload(&mut self, site: &mut Self::Site, slot: Slot);
 
-    /// Brings a batch's index data to where the operations need it.
-    fn step(&mut self, batch: &Arc<Batch>) -> Result<Self::Step>;
+    /// Brings a batch's index data to where the operations need it. With padding it has at most
+    /// `rows_max` rows, or as many as the batch.
+    fn step(&mut self, batch: &Arc<Batch>, rows_max: usize) -> Result<Self::Step>;
+
+    /// Has `work` launch what a step computes. A backend may record it and, for steps alike, start
+    /// what it recorded instead; so `work` launches the same operations on the same buffers for
+    /// every step of as many rows with or without adapters, and reads nothing back.
+    fn launch<E: From<Error>>(
+        &mut self,
+        _step: &Self::Step,
+        mut work: impl FnMut(&mut Self) -> Result<(), E>,
+    ) -> Result<(), E> {
+        work(self)
+    }
 
     /// `out[row] = table[token - first]`; zeros where the token is not in this rank's table.
     fn embed(
@@ -173,6 +209,16 @@ pub trait Ops: Send + 'static {
     /// `residual += delta`.
     fn add(&mut self, delta: &Self::Buf, elements: usize, residual: &mut Self::Buf) -> Result<()>;
 
+    /// `residual += hidden`, and then `hidden = residual / rms(residual) * weight`.
+    fn add_rms_norm(
+        &mut self,
+        residual: &mut Self::Buf,
+        weight: &Self::Weight,
+        eps: f32,
+        rows: usize,
+        hidden: &mut Self::Buf,
+    ) -> Result<()>;
+
     /// `out = x weight^T (+ bias)`, `x` `[rows, in]`, `out` `[rows, out]`.
     fn gemm(
         &mut self,
@@ -193,20 +239,13 @@ pub trait Ops: Send + 'static {
     ) -> Result<()>;
 
     /// Rotates the query and key heads of fused rows (rotate-half, as Hugging Face does) by
-    /// `table[position]`, whose rows are `[cos(dim / 2) | sin(dim / 2)]` in f32.
-    fn rope(
+    /// `table[position]`, whose rows are `[cos(dim / 2) | sin(dim / 2)]` in f32, and writes keys and
+    /// values into the cache. What is left of the keys in `qkv` is the backend's own affair.
+    fn rope_kv_store(
         &mut self,
         qkv: &mut Self::Buf,
         heads: &Heads,
         table: &Self::Weight,
-        step: &Self::Step,
-    ) -> Result<()>;
-
-    /// Writes the keys and values of fused rows into the cache.
-    fn kv_store(
-        &mut self,
-        qkv: &Self::Buf,
-        heads: &Heads,
         step: &Self::Step,
         cache: &mut Self::Cache,
     ) -> Result<()>;
@@ -231,17 +270,23 @@ pub trait Ops: Send + 'static {
         out: &mut Self::Buf,
     ) -> Result<()>;
 
-    /// `out[i] = x[picked[i]]`, rows of `width`.
+    /// `out[i] = x[row of query picked.start + i]`, rows of `width`, for the queries `picked`.
     fn pick_rows(
         &mut self,
         x: &Self::Buf,
         width: usize,
-        picked: &[u32],
+        step: &Self::Step,
+        picked: Range<usize>,
         out: &mut Self::Buf,
     ) -> Result<()>;
 
+    /// Rows of shrunk activations to have room for, where batches have `rows_max` at most.
+    fn shrunk_rows(rows_max: usize) -> usize {
+        rows_max
+    }
+
     /// Elements that `lora_shrink` writes for this step and kind of exchange; 0 means that no row
-    /// has such a pair. Equal on all ranks.
+    /// has such a pair. Equal on all ranks. Without an exchange, their order is the backend's own.
     fn lora_len(&self, site: &Self::Site, step: &Self::Step, exchange: Exchange) -> usize;
 
     /// `h = x A^T` for every row and every pair of its slot that has this exchange, ragged as
@@ -267,9 +312,21 @@ pub trait Ops: Send + 'static {
         y: &mut Self::Buf,
     ) -> Result<()>;
 
-    /// Answers `batch.queries[first..first + rows]` from their logits. `logits` is
-    /// `[parts][rows][part_width]` in f32, as an all-gather over ranks leaves it; columns from
-    /// `vocab` on are padding.
+    /// Starts choosing a token for every row of logits, as far as the backend does it where the
+    /// logits are: the part of [`Ops::sample`] that reads nothing back.
+    fn choose(
+        &mut self,
+        _logits: &Self::Buf,
+        _layout: &LogitsLayout,
+        _step: &Self::Step,
+        _first: usize,
+    ) -> Result<()> {
+        Ok(())
+    }
+
+    /// Answers the queries from `first` on, as many as `layout.rows` or as are left, after
+    /// [`Ops::choose`] for the same ones. `logits` is `[parts][rows][part_width]` in f32, as an
+    /// all-gather over ranks leaves it; columns from `vocab` on are padding.
     fn sample(
         &mut self,
         logits: &Self::Buf,

@@ -9,13 +9,14 @@ use ranks::group::Group;
 use super::feed::{Feed, logprobs};
 use super::fixture::Fixture;
 
-const LAYERS: u64 = 2;
+/// Of the llama fixture.
+pub const LAYERS: u64 = 2;
 
 /// Two all-reduces a layer, one for the embedding, one gather for up to 64 rows of logits.
-const BASE: u64 = 2 * LAYERS + 1 + 1;
+pub const BASE: u64 = 2 * LAYERS + 1 + 1;
 
 /// `(base, lora)` collectives of one step.
-fn cost(group: &mut Group, feeds: &[Feed<'_>]) -> (u64, u64) {
+pub fn cost(group: &mut Group, feeds: &[Feed<'_>]) -> (u64, u64) {
     let counts = |group: &Group| Purpose::ALL.map(|purpose| group.counts().get(purpose));
     let before = counts(group);
     logprobs(group, feeds);

@@ -94,6 +94,7 @@ impl Fixture {
             engine,
             slots_max: 8,
             progress: &Arc::new(Progress::default()),
+            launch: None,
         })
     }
 

@@ -43,4 +43,20 @@ pub trait Comm<B>: Send {
         elements: usize,
         why: Purpose,
     ) -> Result<(), CommError>;
+
+    /// Returns when all ranks have called it. Work in which a device waits for its peers (a graph
+    /// of collectives, replayed) is launched between two meetings: no thread may be held up by a
+    /// device that waits for what another thread has yet to launch.
+    fn meet(&mut self) -> Result<(), CommError> {
+        Ok(())
+    }
+
+    /// Counts collectives that a replayed graph does without a call.
+    fn count(&mut self, _why: Purpose, _times: u64) {}
+
+    /// Whether all collectives went well whose results are there: to be asked before what was
+    /// computed from them is believed.
+    fn settle(&mut self) -> Result<(), CommError> {
+        Ok(())
+    }
 }

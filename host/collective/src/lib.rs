@@ -2,5 +2,6 @@
 
 mod barrier;
 pub mod comm;
+pub mod device;
 pub mod solo;
 pub mod threads;

@@ -7,6 +7,7 @@ pub mod cases;
 pub mod check;
 pub mod environment;
 pub mod keys;
+pub mod launch;
 pub mod raw;
 pub mod settings;
 

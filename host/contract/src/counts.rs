@@ -34,7 +34,12 @@ pub struct CollectiveCounts {
 impl CollectiveCounts {
     /// Counts one collective.
     pub fn add(&self, purpose: Purpose) {
-        self.of(purpose).fetch_add(1, Ordering::Relaxed);
+        self.add_many(purpose, 1);
+    }
+
+    /// Counts several.
+    pub fn add_many(&self, purpose: Purpose, times: u64) {
+        self.of(purpose).fetch_add(times, Ordering::Relaxed);
     }
 
     /// Collectives so far.

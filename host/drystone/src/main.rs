@@ -24,6 +24,8 @@ enum Failure {
     #[error(transparent)]
     Config(#[from] config::ConfigError),
     #[error(transparent)]
+    Launch(#[from] config::launch::LaunchError),
+    #[error(transparent)]
     Model(#[from] model::error::Error),
     #[error(transparent)]
     Adapters(#[from] adapters::catalogue::CatalogueError),

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use config::environment::launch;
+use config::launch::Launch;
 use config::settings::Parallel;
 use engine::handle::{Engine, Parts};
 use engine::metrics::Metrics;
@@ -10,6 +12,7 @@ use gateway::app::Replica;
 use indicatif::{ProgressBar, ProgressStyle};
 use model::blueprint::Progress;
 use prometheus_client::registry::Registry;
+use ranks::follow;
 use ranks::group::{Group, GroupSpec};
 
 use crate::Failure;
@@ -19,7 +22,17 @@ use crate::survey::Survey;
 pub fn start(survey: &Survey) -> Result<Vec<Replica>, Failure> {
     let begun = Instant::now();
     let replicas = survey.settings.parallel.replicas;
-    let started = (0..replicas).map(|number| one(survey, number)).collect::<Result<_, _>>()?;
+    let launch = launch()?;
+    if let Some(launch) = launch.as_ref().filter(|_| replicas > 1) {
+        let processes = launch.processes;
+        return Err(Failure::Usage(format!(
+            "parallel.replicas = {replicas} on {processes} processes: 1 would do, as they are one \
+             replica together"
+        )));
+    }
+    let started = (0..replicas)
+        .map(|number| one(survey, number, launch.as_ref()))
+        .collect::<Result<_, _>>()?;
     tracing::info!(
         model = survey.settings.model.name,
         replicas,
@@ -30,8 +43,19 @@ pub fn start(survey: &Survey) -> Result<Vec<Replica>, Failure> {
     Ok(started)
 }
 
-fn one(survey: &Survey, number: usize) -> Result<Replica, Failure> {
-    let group = ranks(survey, number)?;
+/// Lends this process's ranks to the one that serves, until that ends.
+pub fn follow(survey: &Survey, launch: &Launch) -> Result<(), Failure> {
+    let Launch { process, processes, leader, port, .. } = launch;
+    tracing::info!("process {process} of {processes}: following {leader}:{port}");
+    let progress = Arc::default();
+    let spec = spec(survey, &survey.settings.parallel, &progress, Some(launch));
+    follow::follow(&spec, launch)?;
+    tracing::info!("process {process} of {processes}: the one that serves has ended");
+    Ok(())
+}
+
+fn one(survey: &Survey, number: usize, launch: Option<&Launch>) -> Result<Replica, Failure> {
+    let group = ranks(survey, number, launch)?;
     let counts = Arc::clone(group.counts());
     let limits = group.limits();
     let name = &survey.settings.model.name;
@@ -60,17 +84,10 @@ fn one(survey: &Survey, number: usize) -> Result<Replica, Failure> {
 }
 
 /// Starts the ranks of one replica, with a progress bar while they load.
-fn ranks(survey: &Survey, number: usize) -> Result<Group, Failure> {
+fn ranks(survey: &Survey, number: usize, launch: Option<&Launch>) -> Result<Group, Failure> {
     let progress = Arc::new(Progress::default());
     let parallel = share(&survey.settings.parallel, number);
-    let spec = GroupSpec {
-        config: &survey.model,
-        model: &survey.settings.model,
-        parallel: &parallel,
-        engine: &survey.settings.engine,
-        slots_max: survey.settings.adapters.slots_max,
-        progress: &progress,
-    };
+    let spec = spec(survey, &parallel, &progress, launch);
     std::thread::scope(|scope| {
         let loading = scope.spawn(|| Group::start(&spec));
         let bar = bar();
@@ -84,6 +101,23 @@ fn ranks(survey: &Survey, number: usize) -> Result<Group, Failure> {
         tracing::info!("the ranks compute on {}", group.backend());
         Ok(group)
     })
+}
+
+fn spec<'a>(
+    survey: &'a Survey,
+    parallel: &'a Parallel,
+    progress: &'a Arc<Progress>,
+    launch: Option<&'a Launch>,
+) -> GroupSpec<'a> {
+    GroupSpec {
+        config: &survey.model,
+        model: &survey.settings.model,
+        parallel,
+        engine: &survey.settings.engine,
+        slots_max: survey.settings.adapters.slots_max,
+        progress,
+        launch,
+    }
 }
 
 /// The part of devices and cores that one replica gets.

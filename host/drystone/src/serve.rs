@@ -5,6 +5,7 @@ use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::Arc;
 
+use config::environment::launch;
 use contract::counts::CollectiveCounts;
 use gateway::replicas::Replicas;
 use tokio::net::TcpListener;
@@ -19,10 +20,14 @@ use crate::survey::Survey;
 /// Exit status of a program that Ctrl-C ended.
 const INTERRUPTED: i32 = 130;
 
-/// Serves the deployment in `file` until it is told to stop.
+/// Serves the deployment in `file` until it is told to stop. Of several processes that a launcher
+/// started, the first serves, and the others lend it their ranks.
 pub fn command(file: &Path) -> Result<(), Failure> {
     let survey = Survey::of(config::load(file)?)?;
-    serve(survey, |_| Ok(()))
+    match launch()? {
+        Some(launch) if launch.process > 0 => replica::follow(&survey, &launch),
+        _ => serve(survey, |_| Ok(())),
+    }
 }
 
 /// A server that answers.

@@ -56,8 +56,7 @@ impl<O: Ops> Attention<O> {
             pass.ops.head_norm(&mut act.fused, &self.heads, &norm, pass.rows)?;
         }
         let (heads, step) = (&self.heads, pass.step);
-        pass.ops.rope(&mut act.fused, heads, pass.rope, step)?;
-        pass.ops.kv_store(&act.fused, heads, step, &mut self.cache)?;
+        pass.ops.rope_kv_store(&mut act.fused, heads, pass.rope, step, &mut self.cache)?;
         pass.ops.attention(&act.fused, heads, step, &self.cache, &mut act.inner)?;
         self.output.forward(pass, &act.inner, &mut act.hidden)
     }

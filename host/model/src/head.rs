@@ -1,23 +1,22 @@
 //! From the residual stream to answers: the final norm, the LM head and sampling.
 
+use std::ops::Range;
+
 use collective::comm::Comm;
 use contract::counts::Purpose;
-use contract::step::{Answer, Batch, Query};
-use kernels::ops::{LogitsLayout, Ops, Precision};
+use contract::step::{Answer, Batch};
+use kernels::ops::{LogitsLayout, Ops, Precision, Rows};
 
 use crate::error::Result;
 use crate::loader::Loader;
 use crate::pass::{Activations, Pass};
 use crate::vocabulary::Vocabulary;
 
-/// Rows of logits in memory at once: enough to read the LM head rarely, few enough to be small.
-const CHUNK_ROWS: usize = 64;
-
 /// What answers the queries of a batch.
 pub struct Head<O: Ops> {
     norm: O::Weight,
     eps: f32,
-    hidden: usize,
+    pub hidden: usize,
     vocab: usize,
     chunk_rows: usize,
     /// Rows of the residual stream that queries ask about.
@@ -30,7 +29,7 @@ pub struct Head<O: Ops> {
 impl<O: Ops> Head<O> {
     pub fn load(loader: &mut Loader<'_, O>, width: usize) -> Result<Self> {
         let (config, ranks) = (loader.blueprint.config, loader.ranks);
-        let chunk_rows = CHUNK_ROWS.min(loader.blueprint.rows_max);
+        let chunk_rows = O::LOGIT_ROWS.min(loader.blueprint.rows_max);
         let part = chunk_rows * width;
         Ok(Self {
             norm: loader.norm(&config.final_norm())?,
@@ -44,8 +43,18 @@ impl<O: Ops> Head<O> {
         })
     }
 
-    /// Answers all queries on the first rank; on the others nothing.
-    pub fn forward<C: Comm<O::Buf>>(
+    /// Starts on the first chunk of queries: what a step launches before anything is read back.
+    pub fn start<C: Comm<O::Buf>>(
+        &mut self,
+        pass: &mut Pass<'_, O, C>,
+        act: &mut Activations<O>,
+        vocabulary: &Vocabulary<O>,
+    ) -> Result<()> {
+        self.launch(pass, act, vocabulary, 0)
+    }
+
+    /// Answers all queries on the first rank, on the others nothing; the first chunk is under way.
+    pub fn answer<C: Comm<O::Buf>>(
         &mut self,
         pass: &mut Pass<'_, O, C>,
         act: &mut Activations<O>,
@@ -53,32 +62,65 @@ impl<O: Ops> Head<O> {
         batch: &Batch,
     ) -> Result<Vec<Answer>> {
         let mut answers = Vec::new();
-        let chunks = batch.queries.chunks(self.chunk_rows).enumerate();
-        for (index, queries) in chunks {
-            let rows = queries.len();
-            self.pick(pass, act, queries)?;
-            vocabulary.logits(pass.ops, &act.hidden, rows, &mut self.part)?;
-            self.gather(pass, rows * vocabulary.cut.width)?;
+        for first in (0..batch.queries.len()).step_by(self.chunk_rows) {
+            if first > 0 {
+                self.launch(pass, act, vocabulary, first)?;
+            }
             if pass.comm.rank() == 0 {
-                let (parts, part_width) = (pass.comm.ranks(), vocabulary.cut.width);
-                let layout = LogitsLayout { parts, rows, part_width, vocab: self.vocab };
-                let logits = if parts == 1 { &self.part } else { &self.whole };
-                answers.extend(pass.ops.sample(logits, &layout, batch, index * self.chunk_rows)?);
+                let layout = self.layout(pass, vocabulary, first);
+                let logits = if layout.parts == 1 { &self.part } else { &self.whole };
+                answers.extend(pass.ops.sample(logits, &layout, batch, first)?);
             }
         }
         Ok(answers)
     }
 
-    /// Normalises the rows that `queries` ask about into `act.hidden`.
+    /// Logits for the chunk of queries from `first` on, and what is chosen from them.
+    fn launch<C: Comm<O::Buf>>(
+        &mut self,
+        pass: &mut Pass<'_, O, C>,
+        act: &mut Activations<O>,
+        vocabulary: &Vocabulary<O>,
+        first: usize,
+    ) -> Result<()> {
+        let layout = self.layout(pass, vocabulary, first);
+        if layout.rows == 0 {
+            return Ok(());
+        }
+        self.pick(pass, act, first..first + layout.rows)?;
+        vocabulary.logits(pass.ops, &act.hidden, layout.rows, &mut self.part)?;
+        self.gather(pass, layout.rows * layout.part_width)?;
+        if pass.comm.rank() == 0 {
+            let logits = if layout.parts == 1 { &self.part } else { &self.whole };
+            pass.ops.choose(logits, &layout, pass.step, first)?;
+        }
+        Ok(())
+    }
+
+    fn layout<C: Comm<O::Buf>>(
+        &self,
+        pass: &Pass<'_, O, C>,
+        vocabulary: &Vocabulary<O>,
+        first: usize,
+    ) -> LogitsLayout {
+        LogitsLayout {
+            parts: pass.comm.ranks(),
+            rows: (pass.step.picked() - first).min(self.chunk_rows),
+            part_width: vocabulary.cut.width,
+            vocab: self.vocab,
+        }
+    }
+
+    /// Normalises the rows that the queries `picked` ask about into `act.hidden`.
     fn pick<C: Comm<O::Buf>>(
         &mut self,
         pass: &mut Pass<'_, O, C>,
         act: &mut Activations<O>,
-        queries: &[Query],
+        picked: Range<usize>,
     ) -> Result<()> {
-        let rows: Vec<u32> = queries.iter().map(|query| query.row).collect();
-        pass.ops.pick_rows(&act.residual, self.hidden, &rows, &mut self.picked)?;
-        Ok(pass.ops.rms_norm(&self.picked, &self.norm, self.eps, rows.len(), &mut act.hidden)?)
+        let (rows, residual) = (picked.len(), &act.residual);
+        pass.ops.pick_rows(residual, self.hidden, pass.step, picked, &mut self.picked)?;
+        Ok(pass.ops.rms_norm(&self.picked, &self.norm, self.eps, rows, &mut act.hidden)?)
     }
 
     fn gather<C: Comm<O::Buf>>(

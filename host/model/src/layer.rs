@@ -17,7 +17,6 @@ pub struct Layer<O: Ops> {
     attention: Attention<O>,
     mlp_norm: O::Weight,
     mlp: Mlp<O>,
-    hidden: usize,
     eps: f32,
 }
 
@@ -29,26 +28,30 @@ impl<O: Ops> Layer<O> {
             attention: Attention::load(loader, layer)?,
             mlp_norm: loader.norm(&config.norm(layer, Norm::Mlp))?,
             mlp: Mlp::load(loader, layer)?,
-            hidden: config.shape.hidden,
             eps: config.norm_eps,
         })
     }
 
+    /// Adds what the block before left in `act.hidden` to the residual stream, and leaves there
+    /// what this one adds to it: a sum and the norm that follows it are one operation. Nothing is
+    /// left to add before the `first` block.
     pub fn forward<C: Comm<O::Buf>>(
         &mut self,
         pass: &mut Pass<'_, O, C>,
         act: &mut Activations<O>,
+        first: bool,
     ) -> Result<()> {
-        let (rows, elements) = (pass.rows, pass.rows * self.hidden);
-        let norm = &self.attention_norm;
-        pass.ops.rms_norm(&act.residual, norm, self.eps, rows, &mut act.hidden)?;
+        let (rows, eps, norm) = (pass.rows, self.eps, &self.attention_norm);
+        match first {
+            true => pass.ops.rms_norm(&act.residual, norm, eps, rows, &mut act.hidden)?,
+            false => {
+                pass.ops.add_rms_norm(&mut act.residual, norm, eps, rows, &mut act.hidden)?;
+            }
+        }
         self.attention.forward(pass, act)?;
-        pass.ops.add(&act.hidden, elements, &mut act.residual)?;
-
-        pass.ops.rms_norm(&act.residual, &self.mlp_norm, self.eps, rows, &mut act.hidden)?;
-        self.mlp.forward(pass, act)?;
-        pass.ops.add(&act.hidden, elements, &mut act.residual)?;
-        Ok(())
+        let norm = &self.mlp_norm;
+        pass.ops.add_rms_norm(&mut act.residual, norm, eps, rows, &mut act.hidden)?;
+        self.mlp.forward(pass, act)
     }
 
     /// Where adapters add to this block.

@@ -112,6 +112,7 @@ pub struct Shrunk<O: Ops> {
 impl<O: Ops> Shrunk<O> {
     pub fn new(ops: &mut O, rows_max: usize) -> Result<Self> {
         let (own, gathered) = (ops.buf(0, Precision::Full)?, ops.buf(0, Precision::Full)?);
+        let rows_max = O::shrunk_rows(rows_max);
         Ok(Self { own, gathered, widths: ShrunkWidths::default(), rows_max })
     }
 

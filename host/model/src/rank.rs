@@ -6,7 +6,7 @@ use collective::comm::Comm;
 use contract::adapter::{Generation, Slot};
 use contract::step::{Answer, Batch};
 use contract::tensor::DType;
-use kernels::ops::{Ops, WeightView};
+use kernels::ops::{Ops, Rows, WeightView};
 
 use crate::blueprint::Blueprint;
 use crate::error::{Error, Result};
@@ -28,6 +28,8 @@ pub struct Rank<O: Ops, C: Comm<O::Buf>> {
     rope: O::Weight,
     activations: Activations<O>,
     shrunk: Shrunk<O>,
+    /// Rows that the activations have room for.
+    rows_max: usize,
 }
 
 impl<O: Ops, C: Comm<O::Buf>> Rank<O, C> {
@@ -43,27 +45,32 @@ impl<O: Ops, C: Comm<O::Buf>> Rank<O, C> {
         let widths = widths(blueprint.config, rank, ranks);
         let activations = Activations::new(&mut ops, blueprint.rows_max, widths)?;
         let shrunk = Shrunk::new(&mut ops, blueprint.rows_max)?;
-        Ok(Self { ops, comm, vocabulary, layers, head, rope, activations, shrunk })
+        let rows_max = blueprint.rows_max;
+        Ok(Self { ops, comm, vocabulary, layers, head, rope, activations, shrunk, rows_max })
     }
 
     /// Computes one step. The first rank returns the answers, the others none.
     pub fn forward(&mut self, batch: &Arc<Batch>) -> Result<Vec<Answer>> {
-        let step = self.ops.step(batch)?;
+        // Collectives are not recorded: their ranks meet between launches.
+        let rows_max = if self.comm.ranks() == 1 { self.rows_max } else { 0 };
+        let step = self.ops.step(batch, rows_max)?;
+        let Self { ops, comm, vocabulary, layers, head, rope, activations, shrunk, .. } = self;
         let adapted = batch.segments.iter().any(|segment| segment.slot.is_some());
-        let mut pass = Pass {
-            ops: &mut self.ops,
-            comm: &mut self.comm,
-            step: &step,
-            rows: batch.tokens.len(),
-            shrunk: adapted.then_some(&mut self.shrunk),
-            rope: &self.rope,
-        };
-        let act = &mut self.activations;
-        self.vocabulary.embed(&mut pass, &mut act.residual)?;
-        for layer in &mut self.layers {
-            layer.forward(&mut pass, act)?;
-        }
-        self.head.forward(&mut pass, act, &self.vocabulary, batch)
+        ops.launch(&step, |ops| -> Result<()> {
+            let shrunk = adapted.then_some(&mut *shrunk);
+            let mut pass = Pass { ops, comm, step: &step, rows: step.rows(), shrunk, rope };
+            vocabulary.embed(&mut pass, &mut activations.residual)?;
+            for (at, layer) in layers.iter_mut().enumerate() {
+                layer.forward(&mut pass, activations, at == 0)?;
+            }
+            let elements = pass.rows * head.hidden;
+            pass.ops.add(&activations.hidden, elements, &mut activations.residual)?;
+            head.start(&mut pass, activations, vocabulary)
+        })?;
+        let mut pass = Pass { ops, comm, step: &step, rows: step.rows(), shrunk: None, rope };
+        let answers = head.answer(&mut pass, activations, vocabulary, batch)?;
+        comm.settle()?;
+        Ok(answers)
     }
 
     /// Puts this rank's local pairs into `slot`. After an error the slot is empty.

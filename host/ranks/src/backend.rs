@@ -5,23 +5,30 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use collective::comm::Comm;
+use collective::comm::{Comm, CommError};
+use collective::device::{DeviceComm, Patience, Seat};
 use collective::solo::Solo;
 use collective::threads::ThreadComm;
 use config::environment::cache_dir;
+use config::launch::Launch;
 use config::settings::{self, CommKind, Parallel};
 use contract::counts::CollectiveCounts;
 use kernels::cpu::Cpu;
-use kernels::cuda::{self, Cuda, Found};
+use kernels::cuda::{Cuda, NcclName};
 use kernels::ops::Ops;
 use model::rank::Rank;
 
 use crate::error::StartError;
+use crate::gpus::{Gpus, Link};
 use crate::source::Source;
 use crate::worker::{Build, Work};
 
 /// Longer than the slowest layer of the largest batch that a CPU is asked to compute.
 const PEER_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Threads wait for each other to launch, and while one of them opens its device; devices for
+/// what others compute before the same collective.
+const PATIENCE: Patience = Patience { threads: PEER_TIMEOUT, devices: Duration::from_secs(60) };
 
 /// What the ranks of a group compute on.
 #[derive(Clone, Debug)]
@@ -31,8 +38,8 @@ pub enum Backend {
         /// At least one.
         threads: usize,
     },
-    /// The only rank's GPU.
-    Cuda(Found),
+    /// A GPU for each rank.
+    Cuda(Gpus),
 }
 
 impl fmt::Display for Backend {
@@ -40,64 +47,141 @@ impl fmt::Display for Backend {
         match self {
             Self::Cpu { threads: 1 } => write!(f, "cpu, 1 thread a rank"),
             Self::Cpu { threads } => write!(f, "cpu, {threads} threads a rank"),
-            Self::Cuda(device) => write!(f, "cuda, {} ({})", device.name, device.ordinal),
+            Self::Cuda(gpus) => {
+                let names =
+                    gpus.devices.iter().map(|gpu| format!("{} ({})", gpu.name, gpu.ordinal));
+                write!(f, "cuda, {}", names.collect::<Vec<_>>().join(", "))
+            }
         }
     }
 }
 
 impl Backend {
-    /// What `parallel` asks for, or why this machine or build does not have it.
-    pub fn choose(parallel: &Parallel) -> Result<Self, StartError> {
+    /// What `parallel` asks of this process, or why this machine or build does not have it.
+    pub fn choose(parallel: &Parallel, launch: Option<&Launch>) -> Result<Self, StartError> {
         let threads = parallel.threads.unwrap_or_else(|| threads_of(parallel.tensor));
-        match parallel.backend {
-            settings::Backend::Cuda => gpu(parallel).map(Self::Cuda).map_err(|why| {
-                StartError::Backend(format!("backend = \"cuda\": {why}; \"cpu\" works"))
-            }),
-            settings::Backend::Auto => match gpu(parallel) {
-                Ok(device) => Ok(Self::Cuda(device)),
+        let gpus = || Gpus::choose(parallel, launch);
+        let refused = |why: String| Err(StartError::Backend(why));
+        match (parallel.backend, launch) {
+            (settings::Backend::Cuda, None) => gpus()
+                .map(Self::Cuda)
+                .or_else(|why| refused(format!("backend = \"cuda\": {why}; \"cpu\" works"))),
+            (settings::Backend::Cuda | settings::Backend::Auto, Some(_)) => {
+                gpus().map(Self::Cuda).or_else(|why| refused(format!("backend = \"cuda\": {why}")))
+            }
+            (settings::Backend::Auto, None) => match gpus() {
+                Ok(gpus) => Ok(Self::Cuda(gpus)),
                 Err(_) => cpu(parallel, threads),
             },
-            settings::Backend::Cpu => cpu(parallel, threads),
+            (settings::Backend::Cpu, None) => cpu(parallel, threads),
+            (settings::Backend::Cpu, Some(launch)) => refused(format!(
+                "backend = \"cpu\" on {} processes: its ranks are threads of one process; \"cuda\" \
+                 would do",
+                launch.processes
+            )),
         }
     }
 
-    /// How each rank is built, in order.
-    pub fn builds(
+    /// The ranks of this process. `name` is what several processes call their group.
+    pub fn crew(
         self,
         ranks: usize,
         source: Source,
         counts: &Arc<CollectiveCounts>,
-    ) -> Vec<Build> {
+        name: Option<NcclName>,
+    ) -> Crew {
         let source = Arc::new(source);
-        let threads = match self {
-            Self::Cuda(device) => {
-                let dtype = source.dtype;
-                let kernels = cache_dir().map(|caches| caches.join("drystone/kernels"));
-                let open = move || Cuda::open(device.ordinal, dtype, kernels.as_deref());
-                return vec![build(open, Solo, source)];
-            }
-            Self::Cpu { threads } => threads,
-        };
-        let open = move || Cpu::new(threads);
-        if ranks == 1 {
-            return vec![build(open, Solo, source)];
+        match self {
+            Self::Cuda(gpus) => cuda_crew(&gpus, &source, counts, name),
+            Self::Cpu { threads } => Crew::free(cpu_builds(threads, ranks, &source, counts)),
         }
-        let group = ThreadComm::group(ranks, PEER_TIMEOUT, counts).into_iter();
-        group.map(|comm| build(open, comm, Arc::clone(&source))).collect()
     }
 }
 
+/// The ranks of this process.
+pub struct Crew {
+    /// How each is built, in order.
+    pub builds: Vec<Build>,
+    /// Ends the group from outside.
+    pub give_up: GiveUp,
+}
+
+/// Frees ranks that wait for others; says nothing to ranks that are gone.
+pub type GiveUp = Arc<dyn Fn() + Send + Sync>;
+
+impl Crew {
+    /// Ranks that wait for nobody outside this process.
+    fn free(builds: Vec<Build>) -> Self {
+        Self { builds, give_up: Arc::new(|| ()) }
+    }
+}
+
+fn cpu_builds(
+    threads: usize,
+    ranks: usize,
+    source: &Arc<Source>,
+    counts: &Arc<CollectiveCounts>,
+) -> Vec<Build> {
+    let open = move || Cpu::new(threads);
+    if ranks == 1 {
+        return vec![build(open, |_| Ok(Solo), source)];
+    }
+    let group = ThreadComm::group(ranks, PEER_TIMEOUT, counts).into_iter();
+    group.map(|comm| build(open, |_| Ok(comm), source)).collect()
+}
+
+fn cuda_crew(
+    gpus: &Gpus,
+    source: &Arc<Source>,
+    counts: &Arc<CollectiveCounts>,
+    name: Option<NcclName>,
+) -> Crew {
+    let dtype = source.dtype;
+    let open = |index: usize| {
+        let ordinal = gpus.devices[index].ordinal;
+        let kernels = cache_dir().map(|caches| caches.join("drystone/kernels"));
+        move || Cuda::open(ordinal, dtype, kernels.as_deref())
+    };
+    match gpus.link {
+        Link::Solo => Crew::free(vec![build(open(0), |_| Ok(Solo), source)]),
+        Link::Peer => {
+            let seats = Seat::group(gpus.ranks, PATIENCE, counts);
+            let join = |(index, seat)| {
+                let sharing = gpus.sharing(index);
+                let join = move |cuda: &Cuda| DeviceComm::join_peers(seat, cuda, sharing);
+                build(open(index), join, source)
+            };
+            Crew::free(seats.into_iter().enumerate().map(join).collect())
+        }
+        Link::Nccl => {
+            let seats = Seat::part(gpus.own.clone(), gpus.ranks, PATIENCE, counts);
+            let give_up = seats[0].give_up();
+            let join = |(index, seat)| {
+                let sharing = gpus.sharing(index);
+                let join = move |cuda: &Cuda| DeviceComm::join_nccl(seat, cuda, (sharing, name));
+                build(open(index), join, source)
+            };
+            let builds = seats.into_iter().enumerate().map(join).collect();
+            Crew { builds, give_up: Arc::new(give_up) }
+        }
+    }
+}
+
+/// A rank that opens its backend, joins its group and then loads its part of the model.
 fn build<O, C>(
     open: impl FnOnce() -> kernels::error::Result<O> + Send + 'static,
-    comm: C,
-    source: Arc<Source>,
+    join: impl FnOnce(&O) -> Result<C, CommError> + Send + 'static,
+    source: &Arc<Source>,
 ) -> Build
 where
     O: Ops,
     C: Comm<O::Buf> + 'static,
 {
+    let source = Arc::clone(source);
     Box::new(move || {
-        let rank = Rank::build(open()?, comm, source.blueprint())?;
+        let ops = open()?;
+        let comm = join(&ops)?;
+        let rank = Rank::build(ops, comm, source.blueprint())?;
         Ok(Box::new(rank) as Box<dyn Work>)
     })
 }
@@ -109,19 +193,6 @@ fn cpu(parallel: &Parallel, threads: usize) -> Result<Backend, StartError> {
         CommKind::Auto | CommKind::Threads => return Ok(Backend::Cpu { threads }),
     };
     Err(StartError::Backend(why.to_owned()))
-}
-
-/// The device of a group of one rank.
-fn gpu(parallel: &Parallel) -> Result<Found, String> {
-    let found = cuda::found().map_err(|why| why.to_string())?;
-    if parallel.tensor > 1 {
-        let ranks = parallel.tensor;
-        return Err(format!("tensor = {ranks}: this build runs one rank on GPUs; 1 would do"));
-    }
-    let wanted = parallel.devices.first().copied().unwrap_or(0);
-    let names: Vec<_> = found.iter().map(|d| format!("{} ({})", d.ordinal, d.name)).collect();
-    let device = found.into_iter().find(|device| device.ordinal == wanted);
-    device.ok_or_else(|| format!("there is no device {wanted}: found {}", names.join(", ")))
 }
 
 /// An equal share of the machine's cores, at least one.

@@ -34,6 +34,24 @@ pub enum StartError {
         /// Element type of the cache.
         dtype: DType,
     },
+    /// Processes that are launched together do not find each other.
+    #[error("cannot {what} {address}, where the processes of this launch meet: {why}")]
+    Meeting {
+        /// What was tried.
+        what: &'static str,
+        /// The leader's address.
+        address: String,
+        /// Why not.
+        why: String,
+    },
+    /// A process that was to be launched has not come.
+    #[error("process {process} of this launch did not come within {seconds} s")]
+    Absent {
+        /// Which one.
+        process: usize,
+        /// How long it was waited for.
+        seconds: u64,
+    },
     /// A rank could not be built.
     #[error("rank {rank} did not start: {message}")]
     Rank {

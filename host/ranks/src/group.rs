@@ -3,15 +3,18 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use config::launch::Launch;
 use config::settings;
 use contract::adapter::{Generation, Slot};
 use contract::counts::CollectiveCounts;
 use contract::step::{Answer, Batch, Executor, Fault, StepOutput};
+use kernels::cuda::NcclName;
 use model::blueprint::Progress;
 use model::hf::ModelConfig;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, GiveUp};
 use crate::error::StartError;
+use crate::remote::Remotes;
 use crate::source::Source;
 use crate::worker::{Build, Command, Failure, Worker};
 
@@ -29,11 +32,35 @@ pub struct GroupSpec<'a> {
     pub slots_max: usize,
     /// Told about loading.
     pub progress: &'a Arc<Progress>,
+    /// Which of several processes this is; `None` where the group is in one.
+    pub launch: Option<&'a Launch>,
 }
 
-/// The ranks of one replica, one thread each. Dropping it ends them.
+impl GroupSpec<'_> {
+    /// What processes of one group must agree on.
+    pub fn description(&self) -> String {
+        let Self { config, model, parallel, engine, slots_max, .. } = self;
+        format!(
+            "drystone {}, {:?}, dtype {:?}, {:?}, context_max {:?}, tensor {}, {engine:?}, \
+             slots_max {slots_max}",
+            env!("CARGO_PKG_VERSION"),
+            config.shape,
+            model.dtype,
+            model.load,
+            model.context_max,
+            parallel.tensor,
+        )
+    }
+}
+
+/// The ranks of one replica, one thread each, in this process and perhaps in others. Dropping it
+/// ends them.
 pub struct Group {
     workers: Vec<Worker>,
+    /// Those of other processes, where this one leads.
+    remotes: Option<Remotes>,
+    /// The first rank of this process.
+    first: usize,
     limits: Limits,
     counts: Arc<CollectiveCounts>,
     /// What the ranks compute on, in words.
@@ -54,33 +81,76 @@ pub struct Limits {
 }
 
 impl Group {
-    /// Starts the ranks and waits until all have loaded their part of the model.
+    /// Starts the ranks and waits until all have loaded their part of the model. Where several
+    /// processes were launched, the first calls this and the others [`crate::follow::follow`].
     pub fn start(spec: &GroupSpec<'_>) -> Result<Self, StartError> {
-        let counts = Arc::new(CollectiveCounts::default());
-        let backend = Backend::choose(spec.parallel)?;
-        let name = backend.to_string();
-        let source = Source::open(spec)?;
-        let limits = source.limits;
-        let builds = backend.builds(spec.parallel.tensor, source, &counts);
-        Ok(Self { backend: name, ..Self::of(builds, limits, counts)? })
+        let backend = Backend::choose(spec.parallel, spec.launch)?;
+        let Some(launch) = spec.launch else {
+            return Ok(Self::build(spec, backend, None, |_| Ok(None))?.0);
+        };
+        let name = NcclName::new().map_err(|error| StartError::Backend(error.to_string()))?;
+        let each = spec.parallel.tensor / launch.processes;
+        let mut remotes = Remotes::gather(launch, (each, &spec.description()), &name)?;
+        let attend = |give_up: &GiveUp| {
+            let attended = remotes.attend(give_up);
+            attended.map_err(|error| StartError::Backend(error.to_string()))?;
+            Ok(Some(remotes))
+        };
+        Ok(Self::build(spec, backend, Some((launch, name)), attend)?.0)
     }
 
-    fn of(
+    /// The ranks of one process of several that does not lead, and what ends them from outside.
+    pub fn part(
+        spec: &GroupSpec<'_>,
+        launch: &Launch,
+        name: NcclName,
+    ) -> Result<(Self, GiveUp), StartError> {
+        let backend = Backend::choose(spec.parallel, Some(launch))?;
+        Self::build(spec, backend, Some((launch, name)), |_| Ok(None))
+    }
+
+    fn build(
+        spec: &GroupSpec<'_>,
+        backend: Backend,
+        launched: Option<(&Launch, NcclName)>,
+        attend: impl FnOnce(&GiveUp) -> Result<Option<Remotes>, StartError>,
+    ) -> Result<(Self, GiveUp), StartError> {
+        let (tensor, counts) = (spec.parallel.tensor, Arc::new(CollectiveCounts::default()));
+        let words = backend.to_string();
+        let source = Source::open(spec)?;
+        let limits = source.limits;
+        let crew = backend.crew(tensor, source, &counts, launched.map(|(_, name)| name));
+        let first = launched.map_or(0, |(launch, _)| launch.process * tensor / launch.processes);
+        let others = (attend(&crew.give_up)?, first);
+        let group = Self::of(crew.builds, others, limits, counts)?;
+        Ok((Self { backend: words, ..group }, crew.give_up))
+    }
+
+    /// The group of the ranks that are built so; the first of them is number `first` of all.
+    pub(crate) fn of(
         builds: Vec<Build>,
+        (remotes, first): (Option<Remotes>, usize),
         limits: Limits,
         counts: Arc<CollectiveCounts>,
     ) -> Result<Self, StartError> {
         let failed = |rank, message| StartError::Rank { rank, message };
-        let spawn = |(rank, build)| {
+        let spawn = |(index, build)| {
+            let rank = first + index;
             Worker::spawn(rank, build).map_err(|error| failed(rank, error.to_string()))
         };
         let workers = builds.into_iter().enumerate().map(spawn).collect::<Result<_, _>>()?;
-        let mut group = Self { workers, limits, counts, backend: String::new(), dead: None };
+        let backend = String::new();
+        let mut group = Self { workers, remotes, first, limits, counts, backend, dead: None };
         match group.replies() {
             Ok(_) => Ok(group),
             Err(Fault::Dead { rank, message }) => Err(failed(rank, message)),
-            Err(Fault::Refused(message)) => Err(failed(0, message)),
+            Err(Fault::Refused(message)) => Err(failed(first, message)),
         }
+    }
+
+    /// The rank that failed for good, and what it said.
+    pub fn dead(&self) -> Option<(usize, String)> {
+        self.dead.clone()
     }
 
     /// What there is room for.
@@ -99,9 +169,12 @@ impl Group {
     }
 
     /// Has all ranks do one thing; the first rank's answers.
-    fn call(&mut self, command: &Command) -> Result<Vec<Answer>, Fault> {
+    pub fn call(&mut self, command: &Command) -> Result<Vec<Answer>, Fault> {
         if let Some((rank, message)) = self.dead.clone() {
             return Err(Fault::Dead { rank, message });
+        }
+        if let Some(remotes) = &mut self.remotes {
+            remotes.send(command);
         }
         self.workers.iter().for_each(|worker| worker.send(command.clone()));
         self.replies()
@@ -111,12 +184,19 @@ impl Group {
     fn replies(&mut self) -> Result<Vec<Answer>, Fault> {
         let mut answers = Vec::new();
         let mut worst: Option<(Failure, usize)> = None;
-        for (rank, worker) in self.workers.iter().enumerate() {
+        for (index, worker) in self.workers.iter().enumerate() {
             match worker.reply() {
-                Ok(reply) if rank == 0 => answers = reply,
+                Ok(reply) if index == 0 => answers = reply,
                 Ok(_) => {}
-                Err(failure) => worst = worst.max(Some((failure, rank))),
+                Err(failure) => worst = worst.max(Some((failure, self.first + index))),
             }
+        }
+        if let Some(remotes) = &mut self.remotes {
+            if matches!(worst, Some((Failure::Follower(_) | Failure::Dead(_), _))) {
+                // The others wait for a rank that is gone.
+                remotes.hang_up();
+            }
+            worst = remotes.replies().into_iter().map(Some).fold(worst, Option::max);
         }
         match worst {
             None => Ok(answers),
@@ -230,7 +310,7 @@ mod tests {
         };
         let builds = comms.into_iter().enumerate().map(build).collect();
         let limits = Limits { blocks: 1, positions_max: 16, rows_max: 4 };
-        (Group::of(builds, limits, counts).unwrap(), log)
+        (Group::of(builds, (None, 0), limits, counts).unwrap(), log)
     }
 
     fn generation() -> Arc<Generation> {
@@ -283,7 +363,8 @@ mod tests {
             })
         };
         let limits = Limits { blocks: 1, positions_max: 16, rows_max: 4 };
-        let Err(error) = Group::of(vec![build(0), build(1)], limits, Arc::default()) else {
+        let Err(error) = Group::of(vec![build(0), build(1)], (None, 0), limits, Arc::default())
+        else {
             panic!("started")
         };
         assert_eq!(error.to_string(), "rank 1 did not start: panicked: no device 1");

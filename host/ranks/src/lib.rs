@@ -2,6 +2,10 @@
 
 mod backend;
 pub mod error;
+pub mod follow;
+mod gpus;
 pub mod group;
+mod remote;
 mod source;
 mod worker;
+mod wire;

@@ -9,6 +9,7 @@ use std::thread::{self, JoinHandle};
 use collective::comm::{Comm, CommError};
 use contract::adapter::{Generation, Slot};
 use contract::step::{Answer, Batch};
+use kernels::error::Error as Kernel;
 use kernels::ops::Ops;
 use model::error::{Error, Result};
 use model::rank::Rank;
@@ -144,7 +145,7 @@ fn execute(rank: &mut dyn Work, command: Command) -> Reply {
         Command::Run(batch) => rank.run(&batch).map_err(failure),
         Command::Load(slot, generation) => match rank.load(slot, &generation) {
             Ok(()) => Ok(Vec::new()),
-            Err(error @ Error::Kernel(kernels::error::Error::Memory { .. })) => {
+            Err(error @ Error::Kernel(Kernel::Memory { .. } | Kernel::Unfit(_))) => {
                 Err(Failure::Refused(error.to_string()))
             }
             Err(error) => Err(failure(error)),

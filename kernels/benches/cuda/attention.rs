@@ -6,7 +6,7 @@ use contract::step::{Batch, BlockId, Span};
 use contract::tensor::DType;
 use kernels::cuda::Cuda;
 use kernels::error::Result;
-use kernels::ops::{CacheShape, Heads, Ops};
+use kernels::ops::{CacheShape, Heads, Ops, WeightView};
 
 use crate::{BYTES, activations, line, time};
 
@@ -30,11 +30,12 @@ const CASES: [(usize, usize, usize); 9] = [
 ];
 
 pub fn run(cuda: &mut Cuda) -> Result<()> {
+    let table = rope_table(cuda)?;
     for (sequences, before, rows) in CASES {
         let batch = batch(sequences, before, rows);
         let blocks = batch.blocks.len();
-        let step = cuda.step(&batch)?;
-        let qkv = activations(cuda, sequences * rows * HEADS.fused())?;
+        let step = cuda.step(&batch, 0)?;
+        let mut qkv = activations(cuda, sequences * rows * HEADS.fused())?;
         let mut out = activations(cuda, sequences * rows * HEADS.queries * HEADS.dim)?;
         let held = 2 * blocks * BLOCK_TOKENS * HEADS.keys_values * HEADS.dim * DType::Bf16.bytes();
         let layers = BYTES.div_ceil(held).min(256);
@@ -50,7 +51,7 @@ pub fn run(cuda: &mut Cuda) -> Result<()> {
         let mut caches = caches.collect::<Result<Vec<_>>>()?;
         let store = time(cuda, layers, |cuda| {
             let mut caches = caches.iter_mut();
-            caches.try_for_each(|cache| cuda.kv_store(&qkv, &HEADS, &step, cache))
+            caches.try_for_each(|cache| cuda.rope_kv_store(&mut qkv, &HEADS, &table, &step, cache))
         })?;
         let attend = time(cuda, layers, |cuda| {
             let mut caches = caches.iter();
@@ -58,7 +59,7 @@ pub fn run(cuda: &mut Cuda) -> Result<()> {
         })?;
         let case = format!("{sequences} x ({before} + {rows})");
         let row_bytes = 2 * HEADS.keys_values * HEADS.dim * DType::Bf16.bytes();
-        line(&format!("kv_store {case}"), store, 2 * sequences * rows * row_bytes);
+        line(&format!("rope_kv_store {case}"), store, 2 * sequences * rows * row_bytes);
         line(&format!("attention {case}"), attend, sequences * (before + rows) * row_bytes);
         if rows > 1 {
             let products = 2 * sequences * HEADS.queries * HEADS.dim * rows * rows;
@@ -66,6 +67,18 @@ pub fn run(cuda: &mut Cuda) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Angles of 0 at every position.
+fn rope_table(cuda: &mut Cuda) -> Result<<Cuda as Ops>::Weight> {
+    let (rows, cols) = (8192, HEADS.dim);
+    let row =
+        |_| (0..cols).flat_map(move |i| if 2 * i < cols { 1.0_f32 } else { 0.0 }.to_le_bytes());
+    let bytes: Vec<u8> = (0..rows).flat_map(row).collect();
+    cuda.weight(
+        &[WeightView { dtype: DType::F32, rows, cols, stride: cols, bytes: &bytes }],
+        DType::F32,
+    )
 }
 
 fn batch(sequences: usize, before: usize, rows: usize) -> Arc<Batch> {

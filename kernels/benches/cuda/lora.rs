@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use contract::adapter::{Exchange, LocalPair, PairShape, Slot};
-use contract::step::{Batch, Segment};
+use contract::step::{Batch, Choice, Query, Segment, Span};
 use contract::tensor::DType;
 use kernels::cuda::Cuda;
 use kernels::error::Result;
 use kernels::lora::{SiteShape, SlotPairs};
-use kernels::ops::{Ops, Precision};
+use kernels::ops::{Ops, Precision, Rows};
 
 use crate::{activations, line, time};
 
@@ -21,6 +21,9 @@ const SITES: [(&str, usize, &[usize]); 4] = [
 ];
 
 const ADAPTERS: usize = 32;
+
+/// Batches of no more rows are decode: a sequence has one row.
+const DECODE_ROWS_MAX: u32 = 64;
 
 /// Sites of one kind, as many as make the adapters outgrow the cache.
 const COPIES: usize = 8;
@@ -51,10 +54,11 @@ fn measure(
     segments: &[u32],
 ) -> Result<()> {
     let rows = segments.iter().sum::<u32>() as usize;
-    let step = cuda.step(&batch(segments))?;
+    let step = cuda.step(&batch(segments), rows.next_multiple_of(8))?;
     let (outputs, none) = (targets.iter().sum::<usize>(), Exchange::None);
-    let (x, mut y) = (activations(cuda, rows * input)?, activations(cuda, rows * outputs)?);
-    let mut h = cuda.buf(rows * rank * targets.len(), Precision::Full)?;
+    let padded = step.rows();
+    let (x, mut y) = (activations(cuda, padded * input)?, activations(cuda, padded * outputs)?);
+    let mut h = cuda.buf(Cuda::shrunk_rows(rows) * rank * targets.len(), Precision::Full)?;
     let shrink = time(cuda, sites.len(), |cuda| {
         sites.iter().try_for_each(|site| cuda.lora_shrink(&x, site, &step, none, &mut h))
     })?;
@@ -105,5 +109,11 @@ fn batch(segments: &[u32]) -> Arc<Batch> {
         Segment { slot: Some(Slot(slot)), rows: start..end }
     };
     let segments: Vec<_> = (0..).zip(segments).map(segment).collect();
-    Arc::new(Batch { tokens: vec![0; end as usize], segments, ..Batch::default() })
+    let mut batch = Batch { tokens: vec![0; end as usize], segments, ..Batch::default() };
+    if end <= DECODE_ROWS_MAX {
+        let query = |row| Query { row, choice: Choice::Given(0), top_logprobs: None };
+        batch.spans = (0..end).map(|row| Span { rows: row..row + 1, blocks: 0..0 }).collect();
+        batch.queries = (0..end).map(query).collect();
+    }
+    Arc::new(batch)
 }

@@ -7,16 +7,21 @@ use kernels::ops::{Ops, Precision, WeightView};
 
 use crate::{BYTES, activations, line, time};
 
-/// Outputs and inputs: queries, keys and values; attention output; gate and up; down; LM head.
-const SHAPES: [(&str, usize, usize); 5] = [
+/// Outputs and inputs: queries, keys and values; attention output; gate and up; down; LM head; and
+/// the same of one rank of a 70B at TP8.
+const SHAPES: [(&str, usize, usize); 9] = [
     ("qkv", 6144, 4096),
     ("o", 4096, 4096),
     ("gate_up", 28672, 4096),
     ("down", 4096, 14336),
     ("head", 128_256, 4096),
+    ("70b qkv", 1280, 8192),
+    ("70b o", 8192, 1024),
+    ("70b gate_up", 7168, 8192),
+    ("70b down", 8192, 3584),
 ];
 
-const DECODE_ROWS: [usize; 4] = [1, 8, 32, 64];
+const DECODE_ROWS: [usize; 6] = [1, 8, 16, 17, 32, 64];
 
 const PREFILL_ROWS: usize = 2048;
 

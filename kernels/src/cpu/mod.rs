@@ -19,6 +19,7 @@ mod dot;
 mod lora;
 mod bandwidth;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use contract::adapter::{Exchange, Slot};
@@ -103,7 +104,7 @@ impl Ops for Cpu {
         site.unload(slot);
     }
 
-    fn step(&mut self, batch: &Arc<Batch>) -> Result<Arc<Batch>> {
+    fn step(&mut self, batch: &Arc<Batch>, _rows_max: usize) -> Result<Arc<Batch>> {
         Ok(Arc::clone(batch))
     }
 
@@ -136,6 +137,19 @@ impl Ops for Cpu {
         Ok(())
     }
 
+    fn add_rms_norm(
+        &mut self,
+        residual: &mut Vec<f32>,
+        weight: &Weight,
+        eps: f32,
+        rows: usize,
+        hidden: &mut Vec<f32>,
+    ) -> Result<()> {
+        let elements = rows * weight.vector().len();
+        self.add(hidden, elements, residual)?;
+        self.rms_norm(residual, weight, eps, rows, hidden)
+    }
+
     fn gemm(
         &mut self,
         x: &Vec<f32>,
@@ -161,24 +175,15 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    fn rope(
+    fn rope_kv_store(
         &mut self,
         qkv: &mut Vec<f32>,
         heads: &Heads,
         table: &Weight,
         step: &Arc<Batch>,
-    ) -> Result<()> {
-        elementwise::rope(&self.workers, qkv, heads, table, &step.positions);
-        Ok(())
-    }
-
-    fn kv_store(
-        &mut self,
-        qkv: &Vec<f32>,
-        heads: &Heads,
-        step: &Arc<Batch>,
         cache: &mut Cache,
     ) -> Result<()> {
+        elementwise::rope(&self.workers, qkv, heads, table, &step.positions);
         attention::kv_store(qkv, heads, step, cache);
         Ok(())
     }
@@ -210,10 +215,12 @@ impl Ops for Cpu {
         &mut self,
         x: &Vec<f32>,
         width: usize,
-        picked: &[u32],
+        step: &Arc<Batch>,
+        picked: Range<usize>,
         out: &mut Vec<f32>,
     ) -> Result<()> {
-        elementwise::pick_rows(x, width, picked, out);
+        let rows: Vec<u32> = step.queries[picked].iter().map(|query| query.row).collect();
+        elementwise::pick_rows(x, width, &rows, out);
         Ok(())
     }
 

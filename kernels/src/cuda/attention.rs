@@ -49,6 +49,9 @@ const THREADS: u32 = 128;
 const TILE: usize = 128;
 const CHUNKS_MAX: usize = 16;
 
+/// Tiles of a chunk, at least.
+const CHUNK_TILES_MIN: usize = 2;
+
 /// Rows of one launch that cuts rows into chunks; bounds the memory of partial results.
 const ROWS_MAX: usize = 256;
 
@@ -109,6 +112,11 @@ impl Scratch {
     pub fn new(stream: &Arc<CudaStream>) -> Result<Self> {
         let room = || Memory::zeroed(stream, 0, "partial attention");
         Ok(Self { partials: room()?, arrivals: room()? })
+    }
+
+    /// Addresses that graphs were recorded with.
+    pub fn addresses(&self) -> [u64; 2] {
+        [self.partials.address(), self.arrivals.address()]
     }
 
     fn reserve(&mut self, device: &Device, partials: usize, arrivals: usize) -> Result<()> {
@@ -228,9 +236,14 @@ impl ByRows<'_> {
     }
 }
 
+/// The most chunks that as many positions are cut into, or fewer.
+pub fn chunks_of(seen: usize) -> usize {
+    seen.div_ceil(TILE * CHUNK_TILES_MIN).min(CHUNKS_MAX)
+}
+
 /// The most chunks that a row of this step is cut into; `attention_rows.cu` cuts each by itself.
 fn chunks_max(heads: &Heads, step: &Step) -> usize {
     let last = step.batch.positions.iter().max().map_or(0, |last| *last as usize);
-    let seen = (last + 1).min(heads.window.unwrap_or(usize::MAX));
-    seen.div_ceil(TILE).min(CHUNKS_MAX)
+    let chunks = step.alike.map_or(chunks_of(last + 1), |alike| alike.chunks);
+    chunks.min(heads.window.map_or(CHUNKS_MAX, chunks_of))
 }

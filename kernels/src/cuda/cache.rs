@@ -37,9 +37,14 @@ impl Cache {
         self.memory.address() + half_bytes(&self.shape, self.held) as u64
     }
 
-    /// The element type that its values are rounded to, if it is not the one they are kept in.
-    pub fn stands_for(&self) -> Option<DType> {
-        (self.shape.dtype != self.held).then_some(self.shape.dtype)
+    /// The element type that its values are rounded to, if it is not the one they are kept in, as
+    /// kernels take it.
+    pub fn stands_for(&self) -> u32 {
+        match (self.held, self.shape.dtype) {
+            (DType::F32, DType::F16) => 1,
+            (DType::F32, DType::Bf16) => 2,
+            _ => 0,
+        }
     }
 
     pub fn block_tokens(&self) -> u32 {

@@ -6,8 +6,11 @@ use std::ptr;
 use std::sync::Arc;
 
 use contract::tensor::DType;
-use cudarc::driver::sys::CUfunction_attribute;
-use cudarc::driver::{CudaContext, CudaFunction, CudaStream, result};
+use cudarc::driver::sys::{
+    self, CUdevice_attribute, CUfunction_attribute, CUlaunchAttribute, CUlaunchAttributeID,
+    CUlaunchAttributeValue, CUlaunchConfig,
+};
+use cudarc::driver::{CudaContext, CudaFunction, CudaStream};
 
 use crate::error::{Error, Result};
 
@@ -22,6 +25,10 @@ pub struct Device {
     pub kernels: Kernels,
     /// Element type of activations, weights, caches and adapters.
     pub dtype: DType,
+    /// Multiprocessors.
+    pub processors: usize,
+    /// Whether a kernel may start before the one ahead of it has ended (`chain.cuh`).
+    chains: bool,
 }
 
 impl Device {
@@ -33,7 +40,10 @@ impl Device {
         let target = Target::new(capability, dtype);
         let kernels = Kernels::new(&Programs::load(&context, &target, cache)?)?;
         let stream = context.new_stream().during("creating a stream")?;
-        Ok(Self { context, stream, kernels, dtype })
+        let processors = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        let processors = context.attribute(processors).during("counting multiprocessors")?;
+        let (processors, chains) = (processors as usize, capability >= (9, 0));
+        Ok(Self { context, stream, kernels, dtype, processors, chains })
     }
 
     /// Puts one launch on the stream. A grid with no blocks is no work.
@@ -44,19 +54,36 @@ impl Device {
         }
         self.context.bind_to_thread().during("binding its context")?;
         let mut arguments = [ptr::from_ref(params).cast_mut().cast()];
+        let mut early = CUlaunchAttribute {
+            id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = CUlaunchConfig {
+            gridDimX: blocks.0,
+            gridDimY: blocks.1,
+            gridDimZ: blocks.2,
+            blockDimX: threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shared_bytes,
+            hStream: self.stream.cu_stream(),
+            attrs: &raw mut early,
+            numAttrs: u32::from(self.chains),
+        };
+        let function = kernel.function.cu_function();
         // SAFETY: the kernel takes one struct by value, and `Kernel` says which. Its pointers are
-        // to memory that lives until the stream has passed, as all is freed in stream order.
+        // to memory that lives until the stream has passed, as all is freed in stream order. Every
+        // kernel waits for those before it, as `chain.cuh` says.
         let launched = unsafe {
-            result::launch_kernel(
-                kernel.function.cu_function(),
-                blocks,
-                (threads, 1, 1),
-                shared_bytes,
-                self.stream.cu_stream(),
-                &mut arguments,
+            sys::cuLaunchKernelEx(
+                &raw const config,
+                function,
+                arguments.as_mut_ptr(),
+                ptr::null_mut(),
             )
         };
-        launched.during(kernel.name)
+        launched.result().during(kernel.name)
     }
 
     /// Waits for all that was launched.
@@ -114,6 +141,12 @@ impl<P> Kernel<P> {
         let module = module.ok_or_else(|| Error::Device(format!("{file}.cu is not compiled")))?;
         let function = module.load_function(name).during(name)?;
         Ok(Self { name, function, params: PhantomData })
+    }
+
+    /// Blocks of `threads` that run on one multiprocessor at once.
+    pub fn blocks_of_processor(&self, threads: u32) -> Result<usize> {
+        let blocks = self.function.occupancy_max_active_blocks_per_multiprocessor(threads, 0, None);
+        Ok(blocks.during(self.name)? as usize)
     }
 
     /// Allows launches with this much dynamic shared memory.

@@ -1,5 +1,7 @@
 //! Whether this machine can run the CUDA backend, and on which devices.
 
+use std::panic;
+
 use cudarc::driver::result::{device, init};
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use cudarc::driver::{DriverError, sys};
@@ -48,6 +50,17 @@ pub enum WhyNot {
         /// Major version.
         nvrtc: i32,
     },
+    /// NCCL is there but too old.
+    #[error(
+        "NCCL {}.{}.{} was found: {}.{}.{} or newer would do", found.0, found.1, found.2,
+        needed.0, needed.1, needed.2
+    )]
+    OldNccl {
+        /// Major, minor and patch version.
+        found: (i32, i32, i32),
+        /// Likewise.
+        needed: (i32, i32, i32),
+    },
     /// There is no device, or none that is new enough.
     #[error("no GPU of compute capability 8.0 or newer (Ampere): found {0}")]
     NoDevice(String),
@@ -56,6 +69,18 @@ pub enum WhyNot {
 /// The devices that the backend can run on; at least one.
 pub fn found() -> Result<Vec<Found>, WhyNot> {
     libraries()?;
+    whole(devices).unwrap_or_else(|lacks| Err(WhyNot::Driver(lacks)))
+}
+
+/// What `ask` says, or what its library lacks: cudarc panics where a function is missing.
+pub fn whole<T>(ask: fn() -> T) -> Result<T, String> {
+    panic::catch_unwind(ask).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        text.unwrap_or_else(|| "its library is not whole".to_owned())
+    })
+}
+
+fn devices() -> Result<Vec<Found>, WhyNot> {
     let failed = |error: DriverError| WhyNot::Driver(error.to_string());
     init().map_err(failed)?;
     versions()?;

@@ -1,4 +1,5 @@
-//! `out = x weight^T (+ bias)` by cuBLASLt, with a plan kept for every shape met.
+//! `out = x weight^T (+ bias)`: few rows by `gemm_few.cu`, others by cuBLASLt, with a plan kept for
+//! every shape met.
 //!
 //! Asking cuBLASLt for an algorithm takes longer than a small product, so the answer is kept; the
 //! workspace is ours, so that a product can be captured in a graph.
@@ -14,11 +15,14 @@ use cudarc::cublaslt::{result, sys};
 use crate::error::Result;
 
 use super::device::Device;
+use super::gemm_few::{GemmFew, GemmFewParams};
 use super::memory::{Buf, Memory};
 use super::status::During;
 use super::weight::Weight;
 
-use plan::{Addresses, Plan};
+use plan::Plan;
+
+pub use plan::Addresses;
 
 /// What NVIDIA recommends for Hopper.
 const WORKSPACE_BYTES: usize = 32 << 20;
@@ -79,6 +83,11 @@ impl Gemm {
             bias,
             out: out.address(out_type, rows * outputs),
         };
+        if let Some(few) = device.kernels.gemm_few.as_ref().filter(|_| GemmFew::takes(rows, inputs))
+        {
+            let params = GemmFewParams::new(&addresses, (rows, inputs, outputs));
+            return few.launch(device, out_type, &params);
+        }
         device.context.bind_to_thread().during("binding its context")?;
         if self.plans.len() >= PLANS_MAX {
             self.plans.clear();

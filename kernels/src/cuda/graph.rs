@@ -1,5 +1,6 @@
 //! A sequence of launches recorded once and started as one.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use cudarc::driver::CudaGraph;
@@ -9,15 +10,55 @@ use crate::error::{Error, Result};
 
 use super::Cuda;
 use super::status::During;
+use super::step::Alike;
 
 /// Recorded launches, with the addresses that they were recorded with: the buffers have to be there
 /// whenever it runs.
 pub struct Graph(CudaGraph);
 
+// SAFETY: a graph is bound to no thread, and its owner uses it from one at a time.
+unsafe impl Send for Graph {}
+
+/// Graphs kept at most; when full, all are forgotten.
+const GRAPHS_MAX: usize = 256;
+
+/// Graphs of steps, by what those have in common.
+#[derive(Default)]
+pub struct Graphs {
+    recorded: HashMap<Alike, Graph>,
+    /// Addresses that all were recorded with: of index data and of attention's scratch.
+    with: (u64, [u64; 2]),
+}
+
+impl Graphs {
+    /// Forgets all: something that they were recorded with has moved.
+    pub fn clear(&mut self) {
+        self.recorded.clear();
+    }
+
+    /// Forgets all that were recorded with other addresses.
+    fn hold(&mut self, index: u64, scratch: [u64; 2]) {
+        if self.with != (index, scratch) {
+            self.clear();
+            self.with = (index, scratch);
+        }
+    }
+
+    fn keep(&mut self, alike: Alike, graph: Graph) {
+        if self.recorded.len() >= GRAPHS_MAX {
+            self.clear();
+        }
+        self.recorded.insert(alike, graph);
+    }
+}
+
 impl Cuda {
     /// Records what `work` launches. It must have run before, so that nothing is left to be
     /// allocated or planned.
-    pub fn record(&mut self, work: impl FnOnce(&mut Self) -> Result<()>) -> Result<Graph> {
+    pub fn record<E: From<Error>>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<(), E>,
+    ) -> Result<Graph, E> {
         let stream = &self.device.stream;
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         stream.begin_capture(mode).during("starting to record")?;
@@ -28,6 +69,25 @@ impl Cuda {
         let graph = recorded?.ok_or_else(|| Error::Device("nothing was recorded".to_owned()))?;
         graph.upload().during("bringing a graph to the device")?;
         Ok(Graph(graph))
+    }
+
+    /// Launches what a step computes: as the graph that was recorded for steps like it, if there is
+    /// one. The first such step is launched piece by piece, which plans and allocates, and then
+    /// recorded while the device works on it.
+    pub(super) fn launch_alike<E: From<Error>>(
+        &mut self,
+        alike: Alike,
+        mut work: impl FnMut(&mut Self) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.graphs.hold(self.indices.decode(), self.scratch.addresses());
+        if let Some(graph) = self.graphs.recorded.get(&alike) {
+            return Ok(graph.0.launch().during("starting a graph")?);
+        }
+        work(self)?;
+        self.graphs.hold(self.indices.decode(), self.scratch.addresses());
+        let graph = self.record(work)?;
+        self.graphs.keep(alike, graph);
+        Ok(())
     }
 
     /// Runs a graph `times` times, and says how long the device took.

@@ -3,35 +3,46 @@
 use crate::error::Result;
 
 use super::add::AddParams;
+use super::add_rms_norm::AddRmsNormParams;
 use super::attention::{AttentionParams, TensorCores};
 use super::device::Kernel;
 use super::embed::EmbedParams;
+use super::gemm_few::GemmFew;
 use super::head_norm::HeadNormParams;
-use super::kv_store::KvStoreParams;
 use super::lora::ByRows;
+use super::lora_decode::LoraDecode;
+use super::lora_rows::LoraRows;
+use super::peer::PeerKernels;
 use super::pick_rows::PickRowsParams;
 use super::program::Programs;
 use super::rms_norm::RmsNormParams;
-use super::rope::RopeParams;
+use super::rope_kv_store::RopeKvStoreParams;
 use super::sample::ArgmaxParams;
 use super::silu_mul::SiluMulParams;
 
 /// The kernels of one element type on one device.
 pub struct Kernels {
     pub add: Kernel<AddParams>,
+    pub add_rms_norm: Kernel<AddRmsNormParams>,
     pub argmax: Kernel<ArgmaxParams>,
     /// By lanes that hold one position (8, 16, 32), and by heads at once (1, 4).
     pub attention_rows: [[Kernel<AttentionParams>; 2]; 3],
     /// By head width; empty for f32.
     pub attention_tensor: Vec<TensorCores>,
     pub embed: Kernel<EmbedParams>,
+    /// Not for f32.
+    pub gemm_few: Option<GemmFew>,
     pub head_norm: Kernel<HeadNormParams>,
-    pub kv_store: Kernel<KvStoreParams>,
+    /// Not for f32.
+    pub lora_decode: Option<LoraDecode>,
     pub lora_expand: ByRows,
+    /// Not for f32.
+    pub lora_rows: Option<LoraRows>,
     pub lora_shrink: ByRows,
+    pub peer: PeerKernels,
     pub pick_rows: Kernel<PickRowsParams>,
     pub rms_norm: Kernel<RmsNormParams>,
-    pub rope: Kernel<RopeParams>,
+    pub rope_kv_store: Kernel<RopeKvStoreParams>,
     pub silu_mul: Kernel<SiluMulParams>,
 }
 
@@ -48,6 +59,7 @@ impl Kernels {
         };
         Ok(Self {
             add: Kernel::new(programs, "add", "add")?,
+            add_rms_norm: Kernel::new(programs, "add_rms_norm", "add_rms_norm")?,
             argmax: Kernel::new(programs, "argmax", "argmax")?,
             attention_rows: [
                 rows("attention_rows_8_1", "attention_rows_8_4")?,
@@ -56,13 +68,16 @@ impl Kernels {
             ],
             attention_tensor: TensorCores::all(programs)?,
             embed: Kernel::new(programs, "embed", "embed")?,
+            gemm_few: GemmFew::new(programs)?,
             head_norm: Kernel::new(programs, "head_norm", "head_norm")?,
-            kv_store: Kernel::new(programs, "kv_store", "kv_store")?,
+            lora_decode: LoraDecode::new(programs)?,
             lora_expand: by_rows("lora_expand", "lora_expand_1", "lora_expand_8")?,
+            lora_rows: LoraRows::new(programs)?,
             lora_shrink: by_rows("lora_shrink", "lora_shrink_1", "lora_shrink_8")?,
+            peer: PeerKernels::new(programs)?,
             pick_rows: Kernel::new(programs, "pick_rows", "pick_rows")?,
             rms_norm: Kernel::new(programs, "rms_norm", "rms_norm")?,
-            rope: Kernel::new(programs, "rope", "rope")?,
+            rope_kv_store: Kernel::new(programs, "rope_kv_store", "rope_kv_store")?,
             silu_mul: Kernel::new(programs, "silu_mul", "silu_mul")?,
         })
     }

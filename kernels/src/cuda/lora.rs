@@ -14,6 +14,8 @@ use crate::error::{Error, Result};
 use crate::lora::{SiteShape, SlotPairs};
 
 use super::device::{Device, Kernel, to_u32};
+use super::lora_decode::{DecodeTable, STAGED_MAX};
+use super::lora_rows::COLUMNS;
 use super::memory::Memory;
 use super::step::Step;
 use super::upload::{Plain, Upload, bytes_of};
@@ -49,8 +51,9 @@ pub struct PairEntry {
     b_blocks: u32,
     output: u32,
     outputs: u32,
-    exchange: u32,
-    h: u32,
+    pub exchange: u32,
+    /// Where its shrunk activations start in those of a row with the same exchange.
+    pub h: u32,
 }
 
 const _: () = assert!(size_of::<PairEntry>() == 48);
@@ -62,7 +65,7 @@ unsafe impl Plain for PairEntry {}
 type Widths = [u32; 3];
 
 /// Targets of a site, at most, as the kernels have room for.
-const TARGETS_MAX: usize = 8;
+pub const TARGETS_MAX: usize = 8;
 
 /// Lora rank of all pairs of a slot, at most: 8 rows of them fit into shared memory.
 const RANK_MAX: usize = 1536;
@@ -83,6 +86,9 @@ pub struct Site {
     /// `[slots]` of [`Widths`].
     widths: Memory,
     slots: Vec<Option<Loaded>>,
+    pub decode: DecodeTable,
+    /// Whether a pair with an exchange was ever loaded: graphs don't serve those.
+    pub exchanges: bool,
 }
 
 /// What lies in one slot.
@@ -101,17 +107,20 @@ impl Site {
             pairs: Memory::zeroed(stream, pairs, "a table of adapters")?,
             widths: Memory::zeroed(stream, widths, "a table of adapters")?,
             slots: (0..shape.slots).map(|_| None).collect(),
+            decode: DecodeTable::new(stream, &shape)?,
+            exchanges: false,
             shape,
             dtype,
         })
     }
 
+    /// Fills a slot. True if launches recorded before no longer serve.
     pub fn load(
         &mut self,
         device: &Device,
         upload: &mut Upload,
         loaded: &SlotPairs<'_>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         fits(loaded)?;
         let held = device.dtype;
         let place = |len: usize| (len * held.bytes()).next_multiple_of(ALIGNMENT);
@@ -132,7 +141,17 @@ impl Site {
             }
             first += outputs;
         }
-        self.enter(upload, loaded.slot, Loaded { entries, widths, _factors: factors })
+        self.exchanges |= entries.iter().any(|entry| entry.exchange != Exchange::None as u32);
+        let (slot, input) = (loaded.slot, self.shape.input);
+        let pairs = (&*entries, input);
+        let grows = self.decode.enter(upload, &device.stream, slot.index(), pairs)?;
+        self.enter(upload, slot, Loaded { entries, widths, _factors: factors })?;
+        Ok(grows)
+    }
+
+    /// Where the pairs of all slots lie.
+    pub fn pairs_address(&self) -> u64 {
+        self.pairs.address()
     }
 
     /// Writes one factor to `address`, rounded to the site's type and held in the backend's.
@@ -173,6 +192,10 @@ impl Site {
 
     /// Shrunk activations of one rank for all rows of a step.
     pub fn len(&self, step: &Step, exchange: Exchange) -> usize {
+        if step.alike.is_some() {
+            let none = exchange == Exchange::None;
+            return if none { self.decode.len(step.rows) } else { 0 };
+        }
         let segments = step.segments.entries.iter();
         segments.map(|(slot, rows)| self.width(*slot, exchange) * *rows as usize).sum()
     }
@@ -234,9 +257,31 @@ impl PairEntry {
         }
     }
 
+    /// Address of one row of A.
+    pub fn a_row(&self, rank: u32, inputs: u32, element_bytes: u64) -> u64 {
+        self.a + u64::from(rank) * u64::from(inputs) * element_bytes
+    }
+
+    /// Lora ranks that expand stages, those of every diagonal block padded to a multiple of 8.
+    pub fn staged(&self) -> usize {
+        staged(self.expand_rank as usize, self.b_blocks as usize)
+    }
+
+    /// Whether A is one block, and B's blocks start and end at tiles of columns.
+    pub fn is_even(&self) -> bool {
+        let even = |columns: u32| columns as usize % COLUMNS == 0;
+        self.shrink_rank == 0
+            || self.a_blocks == 1 && even(self.output) && even(self.outputs / self.b_blocks)
+    }
+
     fn takes_part(&self, exchange: Exchange) -> bool {
         self.shrink_rank > 0 && self.exchange == exchange as u32
     }
+}
+
+fn staged(rank: usize, blocks: usize) -> usize {
+    // An entry of zeros is no pair.
+    (rank / blocks.max(1)).next_multiple_of(8) * blocks
 }
 
 /// Refuses pairs whose shrunk activations the kernels have no room for.
@@ -245,7 +290,13 @@ fn fits(loaded: &SlotPairs<'_>) -> Result<()> {
     let rank: usize = ranks.map(|rank| rank.next_multiple_of(4)).sum();
     if rank > RANK_MAX {
         let why = format!("lora ranks of {rank} together at one site: up to {RANK_MAX} would do");
-        return Err(Error::Device(why));
+        return Err(Error::Unfit(why));
+    }
+    let shapes = loaded.pairs.iter().flatten().map(|pair| &pair.shape);
+    let staged = shapes.map(|shape| staged(shape.expand_rank, shape.b_blocks)).max().unwrap_or(0);
+    if staged > STAGED_MAX {
+        let why = format!("a lora rank of {staged}, its diagonal blocks padded to multiples of 8");
+        return Err(Error::Unfit(format!("{why}: up to {STAGED_MAX} would do")));
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ use super::device::{Device, Grid, to_u32};
 use super::lora::{LoraParams, PairEntry, Site, groups};
 use super::memory::Buf;
 use super::step::Step;
+use super::{lora_decode, lora_rows};
 
 /// Threads of a block, an output column each.
 const THREADS: u32 = 128;
@@ -24,6 +25,12 @@ pub fn lora_expand(
     let len = site.len(step, exchange);
     if len == 0 {
         return Ok(());
+    }
+    if step.alike.is_some() {
+        return lora_decode::expand(device, h, site, step, y);
+    }
+    if let Some(kernels) = lora_rows::serving(device, site, step, exchange) {
+        return kernels.expand(device, h, (site, step), y);
     }
     let slots = site.pairs(step, exchange);
     let stride = slots.map(|pairs| pairs.map(room).sum()).max().unwrap_or(0);

@@ -9,6 +9,7 @@ use super::device::{Device, Grid, to_u32};
 use super::lora::{LoraParams, PairEntry, Site, groups};
 use super::memory::Buf;
 use super::step::Step;
+use super::{lora_decode, lora_rows};
 
 /// Threads of a block, and rows of A that it takes.
 const THREADS: u32 = 256;
@@ -25,6 +26,12 @@ pub fn lora_shrink(
     let len = site.len(step, exchange);
     if len == 0 {
         return Ok(());
+    }
+    if step.alike.is_some() {
+        return lora_decode::shrink(device, x, site, step, h);
+    }
+    if let Some(kernels) = lora_rows::serving(device, site, step, exchange) {
+        return kernels.shrink(device, x, (site, step), h);
     }
     let params = LoraParams {
         x: x.address(device.dtype, step.rows * site.shape.input),

@@ -17,26 +17,36 @@ mod device;
 mod kernels;
 mod memory;
 mod upload;
+mod download;
 mod weight;
+mod index;
 mod step;
 mod embed;
 mod rms_norm;
 mod add;
+mod add_rms_norm;
 mod gemm;
+mod gemm_few;
 mod head_norm;
-mod rope;
 mod cache;
-mod kv_store;
+mod rope_kv_store;
 mod attention;
 mod silu_mul;
 mod pick_rows;
 mod lora;
 mod lora_shrink;
 mod lora_expand;
+mod lora_decode;
+mod lora_rows;
 mod sample;
 mod graph;
+mod link;
+mod nccl;
+mod peer;
+mod peer_area;
 mod bandwidth;
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -47,31 +57,40 @@ use contract::tensor::DType;
 use crate::error::{Error, Result};
 use crate::lora::{SiteShape, SlotPairs};
 use crate::ops::{CacheShape, HeadNorm, Heads, LogitsLayout, Ops, Precision, WeightView};
+use crate::sampling::wants_largest;
 
 use attention::Scratch;
 use cache::Cache;
 use device::Device;
 use gemm::Gemm;
+use graph::Graphs;
+use index::IndexPool;
 use lora::Site;
-use memory::Memory;
-use step::{IndexPool, Step};
+use sample::Tokens;
+use step::{ALIKE_ROWS_MAX, Step};
 use upload::Upload;
 use weight::Weight;
 
 pub use bandwidth::bandwidth;
 pub use found::{Found, WhyNot, found};
 pub use graph::Graph;
+pub use link::{Link, State, Stop};
 pub use memory::Buf;
+pub use nccl::{Nccl, NcclEnd, NcclName, Place, nccl_version};
+pub use peer::{Peer, RANKS_MAX as PEERS_MAX};
+pub use peer_area::{PeerArea, reaches};
 
 /// The backend of one rank on one device.
 pub struct Cuda {
     gemm: Gemm,
     scratch: Scratch,
-    /// Tokens that `argmax.cu` wrote.
-    tokens: Memory,
+    graphs: Graphs,
+    /// Whether a pair with an exchange was ever loaded: graphs don't serve those.
+    exchanges: bool,
+    tokens: Tokens,
     indices: IndexPool,
     upload: Upload,
-    device: Device,
+    device: Arc<Device>,
 }
 
 impl Cuda {
@@ -83,12 +102,14 @@ impl Cuda {
             let names = names.collect::<Vec<_>>().join(", ");
             return Err(Error::Device(format!("there is no device {ordinal}: found {names}")));
         }
-        let device = Device::open(ordinal, dtype, cache)?;
+        let device = Arc::new(Device::open(ordinal, dtype, cache)?);
         Ok(Self {
             gemm: Gemm::new(&device)?,
             scratch: Scratch::new(&device.stream)?,
-            tokens: Memory::zeroed(&device.stream, 0, "sampled tokens")?,
-            indices: IndexPool::new(&device.stream),
+            graphs: Graphs::default(),
+            exchanges: false,
+            tokens: Tokens::new(&device, Self::LOGIT_ROWS)?,
+            indices: IndexPool::new(&device.stream)?,
             upload: Upload::new(&device.stream)?,
             device,
         })
@@ -107,7 +128,11 @@ impl Ops for Cuda {
     type Site = Site;
     type Step = Step;
 
+    const LOGIT_ROWS: usize = ALIKE_ROWS_MAX;
+
     fn buf(&mut self, elements: usize, precision: Precision) -> Result<Buf> {
+        // It may take the place of one that a graph was recorded with.
+        self.graphs.clear();
         let dtype = match precision {
             Precision::Activation => self.device.dtype,
             Precision::Full => DType::F32,
@@ -137,15 +162,32 @@ impl Ops for Cuda {
     }
 
     fn site_load(&mut self, site: &mut Site, pairs: &SlotPairs<'_>) -> Result<()> {
-        site.load(&self.device, &mut self.upload, pairs)
+        if site.load(&self.device, &mut self.upload, pairs)? {
+            self.graphs.clear();
+        }
+        self.exchanges |= site.exchanges;
+        Ok(())
     }
 
     fn site_unload(&mut self, site: &mut Site, slot: Slot) {
         site.unload(slot);
     }
 
-    fn step(&mut self, batch: &Arc<Batch>) -> Result<Step> {
-        Step::new(&mut self.indices, batch)
+    fn step(&mut self, batch: &Arc<Batch>, rows_max: usize) -> Result<Step> {
+        let adapted = batch.segments.iter().any(|segment| segment.slot.is_some());
+        let served = !adapted || (!self.exchanges && self.device.kernels.lora_decode.is_some());
+        Step::new(&mut self.indices, batch, if served { rows_max } else { 0 })
+    }
+
+    fn launch<E: From<Error>>(
+        &mut self,
+        step: &Step,
+        mut work: impl FnMut(&mut Self) -> Result<(), E>,
+    ) -> Result<(), E> {
+        match step.alike {
+            Some(alike) => self.launch_alike(alike, work),
+            None => work(self),
+        }
     }
 
     fn embed(&mut self, table: &Weight, first: u32, step: &Step, out: &mut Buf) -> Result<()> {
@@ -165,6 +207,17 @@ impl Ops for Cuda {
 
     fn add(&mut self, delta: &Buf, elements: usize, residual: &mut Buf) -> Result<()> {
         add::add(&self.device, delta, elements, residual)
+    }
+
+    fn add_rms_norm(
+        &mut self,
+        residual: &mut Buf,
+        weight: &Weight,
+        eps: f32,
+        rows: usize,
+        hidden: &mut Buf,
+    ) -> Result<()> {
+        add_rms_norm::add_rms_norm(&self.device, residual, (weight, eps), rows, hidden)
     }
 
     fn gemm(
@@ -188,12 +241,15 @@ impl Ops for Cuda {
         head_norm::head_norm(&self.device, qkv, heads, norm, rows)
     }
 
-    fn rope(&mut self, qkv: &mut Buf, heads: &Heads, table: &Weight, step: &Step) -> Result<()> {
-        rope::rope(&self.device, qkv, heads, table, step)
-    }
-
-    fn kv_store(&mut self, qkv: &Buf, heads: &Heads, step: &Step, cache: &mut Cache) -> Result<()> {
-        kv_store::kv_store(&self.device, qkv, heads, step, cache)
+    fn rope_kv_store(
+        &mut self,
+        qkv: &mut Buf,
+        heads: &Heads,
+        table: &Weight,
+        step: &Step,
+        cache: &mut Cache,
+    ) -> Result<()> {
+        rope_kv_store::rope_kv_store(&self.device, qkv, (heads, table), step, cache)
     }
 
     fn attention(
@@ -212,8 +268,19 @@ impl Ops for Cuda {
         silu_mul::silu_mul(&self.device, gate_up, width, rows, out)
     }
 
-    fn pick_rows(&mut self, x: &Buf, width: usize, picked: &[u32], out: &mut Buf) -> Result<()> {
-        pick_rows::pick_rows(&self.device, &mut self.indices, x, (width, picked), out)
+    fn pick_rows(
+        &mut self,
+        x: &Buf,
+        width: usize,
+        step: &Step,
+        picked: Range<usize>,
+        out: &mut Buf,
+    ) -> Result<()> {
+        pick_rows::pick_rows(&self.device, x, width, (step, picked), out)
+    }
+
+    fn shrunk_rows(rows_max: usize) -> usize {
+        rows_max.max(rows_max.min(ALIKE_ROWS_MAX) * lora_decode::SPLITS_MAX)
     }
 
     fn lora_len(&self, site: &Site, step: &Step, exchange: Exchange) -> usize {
@@ -240,6 +307,20 @@ impl Ops for Cuda {
         y: &mut Buf,
     ) -> Result<()> {
         lora_expand::lora_expand(&self.device, h, site, step, exchange, y)
+    }
+
+    fn choose(
+        &mut self,
+        logits: &Buf,
+        layout: &LogitsLayout,
+        step: &Step,
+        first: usize,
+    ) -> Result<()> {
+        let queries = step.batch.queries[first..].iter().take(layout.rows);
+        match step.alike.is_some() || queries.into_iter().any(wants_largest) {
+            true => sample::argmax(&self.device, &mut self.tokens, logits, layout),
+            false => Ok(()),
+        }
     }
 
     fn sample(

@@ -1,10 +1,12 @@
 //! Launches `pick_rows.cu`.
 
+use std::ops::Range;
+
 use crate::error::Result;
 
 use super::device::{Device, Grid, threads_for, to_u32};
 use super::memory::Buf;
-use super::step::IndexPool;
+use super::step::Step;
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -20,16 +22,14 @@ const _: () = assert!(size_of::<PickRowsParams>() == 32);
 
 pub fn pick_rows(
     device: &Device,
-    pool: &mut IndexPool,
     x: &Buf,
-    (width, picked): (usize, &[u32]),
+    width: usize,
+    (step, picked): (&Step, Range<usize>),
     out: &mut Buf,
 ) -> Result<()> {
-    let rows = picked.iter().max().map_or(0, |last| *last as usize + 1);
-    let indices = pool.upload(picked)?;
     let params = PickRowsParams {
-        x: x.address(device.dtype, rows * width),
-        picked: indices.device.address(),
+        x: x.address(device.dtype, step.rows * width),
+        picked: step.picked.address + (picked.start * size_of::<u32>()) as u64,
         out: out.address(device.dtype, picked.len() * width),
         width: to_u32(width),
         padding: 0,

@@ -36,17 +36,20 @@ macro_rules! embedded {
     };
 }
 
-const HEADERS: &[Source] =
-    embedded!(".cuh": "attention", "element", "lora", "mma", "paged", "params", "reduce");
+const HEADERS: &[Source] = embedded!(
+    ".cuh": "attention", "chain", "element", "lora", "mma", "paged", "params", "peer", "reduce"
+);
 
 const SOURCES: &[Source] = embedded!(
-    ".cu": "add", "argmax", "attention_decode", "attention_rows", "attention_tiles", "embed",
-    "head_norm", "kv_store", "lora_expand", "lora_shrink", "pick_rows", "rms_norm", "rope",
-    "silu_mul"
+    ".cu": "add", "add_rms_norm", "argmax", "attention_decode", "attention_rows",
+    "attention_tiles", "embed", "gemm_few", "head_norm", "lora_decode", "lora_expand",
+    "lora_rows", "lora_shrink", "peer_gather", "peer_reduce", "pick_rows", "rms_norm",
+    "rope_kv_store", "silu_mul"
 );
 
 /// Compiled for tensor cores, which do not multiply f32.
-const SIXTEEN_BIT_ONLY: &[&str] = &["attention_decode", "attention_tiles"];
+const SIXTEEN_BIT_ONLY: &[&str] =
+    &["attention_decode", "attention_tiles", "gemm_few", "lora_decode", "lora_rows"];
 
 /// Where a program runs and what it computes with.
 #[derive(Clone, Debug)]

@@ -1,7 +1,8 @@
 //! Launches `argmax.cu`, and answers what it cannot.
 //!
-//! Greedy draws come back as one token a row. Every other draw, and every question about logprobs,
-//! brings its row of logits to the host, where all backends sample alike.
+//! The largest logit of every row is found where the logits are, and comes back as one token a row.
+//! Every draw that is not greedy, and every question about logprobs, brings its row of logits to
+//! the host, where all backends sample alike.
 
 use contract::step::{Answer, Batch};
 use contract::tensor::DType;
@@ -11,6 +12,7 @@ use crate::ops::LogitsLayout;
 use crate::sampling::{self, wants_largest};
 
 use super::device::{Device, Grid, to_u32};
+use super::download::Download;
 use super::memory::{Buf, Memory};
 
 #[repr(C)]
@@ -26,20 +28,42 @@ pub struct ArgmaxParams {
 
 const _: () = assert!(size_of::<ArgmaxParams>() == 32);
 
-/// Answers `batch.queries[first..][..layout.rows]`; `tokens` is memory for one token a row, which
-/// grows with the rows.
+/// The tokens of the largest logits, on the device and on their way back.
+pub struct Tokens {
+    device: Memory,
+    host: Download,
+}
+
+impl Tokens {
+    /// Room for `rows`.
+    pub fn new(device: &Device, rows: usize) -> Result<Self> {
+        let bytes = rows * size_of::<u32>();
+        Ok(Self {
+            device: Memory::zeroed(&device.stream, bytes, "sampled tokens")?,
+            host: Download::new(&device.context, bytes)?,
+        })
+    }
+
+    /// Waits for the stream, and reads the tokens of the first `rows`.
+    fn read(&mut self, device: &Device, rows: usize) -> Result<Vec<u32>> {
+        let bytes = self.host.read(&device.stream, &self.device, rows * size_of::<u32>())?;
+        Ok(bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).collect())
+    }
+}
+
+/// Answers the queries from `first` on, as many as there are rows of logits; [`argmax`] is done.
 pub fn sample(
     device: &Device,
-    tokens: &mut Memory,
+    tokens: &mut Tokens,
     logits: &Buf,
     layout: &LogitsLayout,
     (batch, first): (&Batch, usize),
 ) -> Result<Vec<Answer>> {
-    let queries = &batch.queries[first..][..layout.rows];
-    let largest = if queries.iter().any(wants_largest) {
-        argmax(device, tokens, logits, layout)?
-    } else {
-        Vec::new()
+    let queries = &batch.queries[first..];
+    let queries = &queries[..queries.len().min(layout.rows)];
+    let largest = match queries.iter().any(wants_largest) {
+        true => tokens.read(device, queries.len())?,
+        false => Vec::new(),
     };
     let rows = queries.iter().enumerate();
     let answer = |(row, query)| {
@@ -54,30 +78,23 @@ pub fn sample(
     rows.map(answer).collect()
 }
 
-/// The token with the largest logit of every row.
-fn argmax(
+/// Finds the token with the largest logit of every row.
+pub fn argmax(
     device: &Device,
-    tokens: &mut Memory,
+    tokens: &mut Tokens,
     logits: &Buf,
     layout: &LogitsLayout,
-) -> Result<Vec<u32>> {
+) -> Result<()> {
     let LogitsLayout { parts, rows, part_width, vocab } = *layout;
-    if tokens.bytes() < rows * size_of::<u32>() {
-        *tokens = Memory::zeroed(&device.stream, rows * size_of::<u32>(), "sampled tokens")?;
-    }
     let params = ArgmaxParams {
         logits: logits.address(DType::F32, parts * rows * part_width),
-        tokens: tokens.address(),
+        tokens: tokens.device.address(),
         parts: to_u32(parts),
         rows: to_u32(rows),
         part_width: to_u32(part_width),
         vocab: to_u32(vocab),
     };
-    device.launch(&device.kernels.argmax, Grid::of(rows, 1024), &params)?;
-    let mut bytes = vec![0; rows * size_of::<u32>()];
-    tokens.read(&device.stream, 0, &mut bytes)?;
-    let words = bytes.as_chunks::<4>().0.iter();
-    Ok(words.map(|word| u32::from_le_bytes(*word)).collect())
+    device.launch(&device.kernels.argmax, Grid::of(rows, 1024), &params)
 }
 
 /// One row's logits of all parts, one after the other.

@@ -3,9 +3,12 @@
 use cudarc::cublaslt::result::CublasError;
 use cudarc::driver::DriverError;
 use cudarc::driver::sys::CUresult;
+use cudarc::nccl::result::NcclError;
 use cudarc::nvrtc::result::NvrtcError;
 
 use crate::error::{self, Error};
+
+use super::nccl;
 
 /// Adds what was being done to a status.
 pub trait During<T> {
@@ -28,6 +31,15 @@ impl<T> During<T> for Result<T, NvrtcError> {
 impl<T> During<T> for Result<T, CublasError> {
     fn during(self, what: &str) -> error::Result<T> {
         self.map_err(|error| device("cuBLASLt", what, &error))
+    }
+}
+
+impl<T> During<T> for Result<T, NcclError> {
+    fn during(self, what: &str) -> error::Result<T> {
+        self.map_err(|NcclError(status)| {
+            let says = nccl::last_error();
+            Error::Device(format!("NCCL failed while {what}: {status:?}. It says: {says}"))
+        })
     }
 }
 

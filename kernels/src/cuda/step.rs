@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use contract::adapter::Slot;
 use contract::step::Batch;
-use cudarc::driver::CudaStream;
 
 use crate::error::Result;
+use crate::ops::Rows;
 
-use super::attention::ROWS_OF_TILE;
-use super::memory::Memory;
-use super::upload::{Pinned, bytes_of};
+use super::attention::{ROWS_OF_TILE, chunks_of};
+use super::index::{IndexPool, Indices, Words};
+use super::lora_decode::ROWS;
 
 /// What kernels look up about the rows of a batch: device addresses.
 #[repr(C)]
@@ -37,7 +37,10 @@ type SegmentEntry = [u32; 3];
 /// A batch as the kernels need it. Its memory is used again once it is dropped.
 pub struct Step {
     pub index: Index,
+    /// Padding included.
     pub rows: usize,
+    /// What steps that the same graph serves have in common; `None` where none does.
+    pub alike: Option<Alike>,
     /// Positions of the rows, for what the host decides.
     pub batch: Arc<Batch>,
     /// Rows that are alone in their span: decode.
@@ -45,7 +48,9 @@ pub struct Step {
     /// `(span, first row)` of up to [`ROWS_OF_TILE`] rows of longer spans: prefill.
     pub tiles: Work,
     pub segments: Segments,
-    _memory: Arc<Indices>,
+    /// Rows of the queries.
+    pub picked: Work,
+    _memory: Option<Arc<Indices>>,
 }
 
 /// A list on the device, and how long it is.
@@ -58,23 +63,67 @@ pub struct Work {
 /// The segments that have an adapter: their slots and rows, and a copy on the device.
 pub struct Segments {
     pub address: u64,
+    /// Of how many there are, on the device.
+    pub count: u64,
     pub entries: Vec<(Slot, u32)>,
     pub rows_max: u32,
 }
 
 impl Step {
-    pub fn new(pool: &mut IndexPool, batch: &Arc<Batch>) -> Result<Self> {
+    /// Decode is padded to a size that a graph is kept for, if that is no more than `rows_max`.
+    pub fn new(pool: &mut IndexPool, batch: &Arc<Batch>, rows_max: usize) -> Result<Self> {
+        match Alike::of(batch, rows_max) {
+            Some(alike) => Self::padded(pool, batch, alike),
+            None => Self::exact(pool, batch),
+        }
+    }
+
+    /// At the addresses of all steps alike: only what changes from step to step is at the end.
+    fn padded(pool: &mut IndexPool, batch: &Arc<Batch>, alike: Alike) -> Result<Self> {
+        let (mut words, rows) = (Words::default(), alike.rows);
+        let tokens = words.add_padded(&batch.tokens, rows, 0);
+        let positions = words.add_padded(&batch.positions, rows, PADDING);
+        let each: Vec<u32> = (0..rows as u32).collect();
+        let each = words.add(&each);
+        let spans = words.add_padded(spans(batch).as_flattened(), 3 * rows, 0);
+        let segments = pieces(&segments(batch));
+        let count = words.add(&[segments.len() as u32]);
+        let segments_at = words.add_padded(segments.as_flattened(), 3 * rows, 0);
+        let blocks = words.add_all(batch.blocks.iter().map(|block| block.0));
+        let start = pool.upload_decode(&words.0)?;
+        let at = |word: usize| start + 4 * word as u64;
+        Ok(Self {
+            index: Index {
+                tokens: at(tokens),
+                positions: at(positions),
+                row_span: at(each),
+                spans: at(spans),
+                blocks: at(blocks),
+            },
+            rows,
+            alike: Some(alike),
+            batch: Arc::clone(batch),
+            singles: Work { address: at(each), count: rows },
+            tiles: Work { address: 0, count: 0 },
+            segments: Segments::new(at(segments_at), at(count), &segments),
+            picked: Work { address: at(each), count: rows },
+            _memory: None,
+        })
+    }
+
+    fn exact(pool: &mut IndexPool, batch: &Arc<Batch>) -> Result<Self> {
         let mut words = Words::default();
         let tokens = words.add(&batch.tokens);
         let positions = words.add(&batch.positions);
         let row_span = words.add(&row_span(batch));
         let spans = words.add(spans(batch).as_flattened());
-        let blocks: Vec<u32> = batch.blocks.iter().map(|block| block.0).collect();
-        let blocks = words.add(&blocks);
+        let blocks = words.add_all(batch.blocks.iter().map(|block| block.0));
         let (singles, tiles) = (singles(batch), tiles(batch));
         let (singles_at, tiles_at) = (words.add(&singles), words.add(tiles.as_flattened()));
         let segments = segments(batch);
+        let count = words.add(&[segments.len() as u32]);
         let segments_at = words.add(segments.as_flattened());
+        let picked = words.add_all(batch.queries.iter().map(|query| query.row));
         let memory = pool.upload(&words.0)?;
         let at = |word: usize| memory.device.address() + 4 * word as u64;
         Ok(Self {
@@ -86,16 +135,92 @@ impl Step {
                 blocks: at(blocks),
             },
             rows: batch.tokens.len(),
+            alike: None,
             batch: Arc::clone(batch),
             singles: Work { address: at(singles_at), count: singles.len() },
             tiles: Work { address: at(tiles_at), count: tiles.len() },
-            segments: Segments {
-                address: at(segments_at),
-                entries: segments.iter().map(|[slot, _, rows]| (Slot(*slot), *rows)).collect(),
-                rows_max: segments.iter().map(|[.., rows]| *rows).max().unwrap_or(0),
-            },
-            _memory: memory,
+            segments: Segments::new(at(segments_at), at(count), &segments),
+            picked: Work { address: at(picked), count: batch.queries.len() },
+            _memory: Some(memory),
         })
+    }
+}
+
+impl Rows for Step {
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn picked(&self) -> usize {
+        self.picked.count
+    }
+}
+
+/// The same rows in segments of as many as `lora_decode.cu` takes.
+fn pieces(segments: &[SegmentEntry]) -> Vec<SegmentEntry> {
+    let cut = |[slot, row, rows]: &SegmentEntry| {
+        let (slot, end) = (*slot, row + rows);
+        let firsts = (*row..end).step_by(ROWS);
+        firsts.map(move |row| [slot, row, (end - row).min(ROWS as u32)]).collect::<Vec<_>>()
+    };
+    segments.iter().flat_map(cut).collect()
+}
+
+impl Segments {
+    fn new(address: u64, count: u64, entries: &[SegmentEntry]) -> Self {
+        Self {
+            address,
+            count,
+            entries: entries.iter().map(|[slot, _, rows]| (Slot(*slot), *rows)).collect(),
+            rows_max: entries.iter().map(|[.., rows]| *rows).max().unwrap_or(0),
+        }
+    }
+}
+
+/// What steps of decode have in common that one recorded graph serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Alike {
+    /// Rows, with padding.
+    pub rows: usize,
+    /// Chunks that a row's attention is cut into, at most.
+    pub chunks: usize,
+    /// Whether a row has an adapter.
+    pub adapted: bool,
+}
+
+/// Position of a row that pads a step (`params.cuh`).
+const PADDING: u32 = u32::MAX;
+
+/// Rows of the largest step that a graph serves.
+pub const ALIKE_ROWS_MAX: usize = 256;
+
+impl Alike {
+    /// `None` where a sequence has more than one row, or a row no query or more than one.
+    fn of(batch: &Batch, rows_max: usize) -> Option<Self> {
+        let rows = batch.tokens.len();
+        let asked = (0..).zip(&batch.queries).all(|(row, query)| query.row == row);
+        let decode = batch.spans.len() == rows && batch.queries.len() == rows && asked;
+        let sizes_max = rows_max.min(ALIKE_ROWS_MAX);
+        if !decode || rows == 0 || rows > sizes_max {
+            return None;
+        }
+        let last = batch.positions.iter().max().map_or(0, |last| *last as usize);
+        Some(Self {
+            rows: size(rows).min(sizes_max),
+            chunks: chunks_of(last + 1).next_power_of_two(),
+            adapted: batch.segments.iter().any(|segment| segment.slot.is_some()),
+        })
+    }
+}
+
+/// The least number of rows, from this one on, that graphs are recorded for: padding costs at most
+/// a fifth of a large step.
+fn size(rows: usize) -> usize {
+    match rows {
+        0..=4 => rows.next_power_of_two(),
+        5..=64 => rows.next_multiple_of(8),
+        65..=128 => rows.next_multiple_of(16),
+        _ => rows.next_multiple_of(32),
     }
 }
 
@@ -130,70 +255,8 @@ fn segments(batch: &Batch) -> Vec<SegmentEntry> {
     let entry = |segment: &contract::step::Segment| {
         Some([segment.slot?.0, segment.rows.start, segment.rows.end - segment.rows.start])
     };
-    batch.segments.iter().filter_map(entry).collect()
-}
-
-/// Lists of words, each at a multiple of 16 bytes.
-#[derive(Default)]
-struct Words(Vec<u32>);
-
-impl Words {
-    /// Where the list starts.
-    fn add(&mut self, list: &[u32]) -> usize {
-        let start = self.0.len().next_multiple_of(4);
-        self.0.resize(start, 0);
-        self.0.extend_from_slice(list);
-        start
-    }
-}
-
-/// Index data on the device, and the pinned memory that it came through.
-pub struct Indices {
-    pub device: Memory,
-    host: Pinned,
-}
-
-/// Index memory that is used again when nobody holds it any more, so that a batch like the last one
-/// finds its data at the same addresses.
-pub struct IndexPool {
-    stream: Arc<CudaStream>,
-    held: Vec<Arc<Indices>>,
-}
-
-impl IndexPool {
-    pub fn new(stream: &Arc<CudaStream>) -> Self {
-        Self { stream: Arc::clone(stream), held: Vec::new() }
-    }
-
-    /// Copies `words` to memory that is the caller's until it drops it.
-    pub fn upload(&mut self, words: &[u32]) -> Result<Arc<Indices>> {
-        let bytes = bytes_of(words);
-        let at = self.free(bytes.len())?;
-        let indices = Arc::get_mut(&mut self.held[at]).expect("nobody holds it: this is a bug");
-        indices.host.bytes()?[..bytes.len()].copy_from_slice(bytes);
-        indices.host.send(&self.stream, bytes.len(), indices.device.address())?;
-        Ok(Arc::clone(&self.held[at]))
-    }
-
-    /// One that nobody holds and that has room; made if there is none.
-    fn free(&mut self, bytes: usize) -> Result<usize> {
-        let free = self.held.iter_mut().position(|held| Arc::get_mut(held).is_some());
-        let at = free.unwrap_or(self.held.len());
-        if free.is_some_and(|at| self.held[at].host.len() >= bytes) {
-            return Ok(at);
-        }
-        let room = bytes.next_power_of_two().max(4096);
-        let made = Arc::new(Indices {
-            device: Memory::zeroed(&self.stream, room, "index data")?,
-            host: Pinned::new(self.stream.context(), room)?,
-        });
-        if at == self.held.len() {
-            self.held.push(made);
-        } else {
-            self.held[at] = made;
-        }
-        Ok(at)
-    }
+    let segments = batch.segments.iter().filter(|segment| !segment.rows.is_empty());
+    segments.filter_map(entry).collect()
 }
 
 #[cfg(test)]
@@ -227,9 +290,33 @@ mod tests {
         assert_eq!(spans(&batch)[1], [1, 130, 2]);
     }
 
+    fn decode(rows: u32, position: u32) -> Batch {
+        let choice = contract::step::Choice::Given(0);
+        let query = |row| contract::step::Query { row, choice: choice.clone(), top_logprobs: None };
+        Batch {
+            tokens: vec![0; rows as usize],
+            positions: vec![position; rows as usize],
+            spans: (0..rows).map(|row| Span { rows: row..row + 1, blocks: 0..1 }).collect(),
+            queries: (0..rows).map(query).collect(),
+            ..Batch::default()
+        }
+    }
+
     #[test]
-    fn lists_start_where_16_byte_loads_may() {
-        let mut words = Words::default();
-        assert_eq!([words.add(&[1, 2, 3, 4, 5]), words.add(&[6]), words.add(&[7])], [0, 8, 12]);
+    fn steps_of_decode_are_alike_and_others_are_not() {
+        let of = |rows, position, rows_max| Alike::of(&decode(rows, position), rows_max);
+        let alike = |rows, chunks| Some(Alike { rows, chunks, adapted: false });
+        assert_eq!(
+            [of(1, 0, 9), of(3, 255, 9), of(7, 256, 64)],
+            [alike(1, 1), alike(4, 1), alike(8, 2)]
+        );
+        assert_eq!([of(70, 9000, 999), of(7, 700, 7)], [alike(80, 16), alike(7, 4)]);
+        assert_eq!([of(8, 0, 7), of(257, 0, 999), of(0, 0, 9)], [None; 3]);
+        let mut prefill = decode(3, 5);
+        prefill.spans.pop();
+        assert_eq!(Alike::of(&prefill, 9), None);
+        let mut unasked = decode(3, 5);
+        unasked.queries.remove(0);
+        assert_eq!(Alike::of(&unasked, 9), None);
     }
 }

@@ -12,6 +12,7 @@ mod attention;
 mod activation;
 mod lora;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use contract::adapter::{Exchange, Slot};
@@ -72,7 +73,7 @@ impl Ops for Reference {
         site.unload(slot);
     }
 
-    fn step(&mut self, batch: &Arc<Batch>) -> Result<Arc<Batch>> {
+    fn step(&mut self, batch: &Arc<Batch>, _rows_max: usize) -> Result<Arc<Batch>> {
         Ok(Arc::clone(batch))
     }
 
@@ -104,6 +105,19 @@ impl Ops for Reference {
         Ok(())
     }
 
+    fn add_rms_norm(
+        &mut self,
+        residual: &mut Vec<f32>,
+        weight: &Tensor,
+        eps: f32,
+        rows: usize,
+        hidden: &mut Vec<f32>,
+    ) -> Result<()> {
+        activation::add(hidden, rows * weight.cols, residual);
+        norm::rms_norm(residual, weight, eps, rows, hidden);
+        Ok(())
+    }
+
     fn gemm(
         &mut self,
         x: &Vec<f32>,
@@ -127,24 +141,15 @@ impl Ops for Reference {
         Ok(())
     }
 
-    fn rope(
+    fn rope_kv_store(
         &mut self,
         qkv: &mut Vec<f32>,
         heads: &Heads,
         table: &Tensor,
         step: &Arc<Batch>,
-    ) -> Result<()> {
-        rope::rope(qkv, heads, table, &step.positions);
-        Ok(())
-    }
-
-    fn kv_store(
-        &mut self,
-        qkv: &Vec<f32>,
-        heads: &Heads,
-        step: &Arc<Batch>,
         cache: &mut Cache,
     ) -> Result<()> {
+        rope::rope(qkv, heads, table, &step.positions);
         attention::kv_store(qkv, heads, step, cache);
         Ok(())
     }
@@ -176,10 +181,12 @@ impl Ops for Reference {
         &mut self,
         x: &Vec<f32>,
         width: usize,
-        picked: &[u32],
+        step: &Arc<Batch>,
+        picked: Range<usize>,
         out: &mut Vec<f32>,
     ) -> Result<()> {
-        embed::pick_rows(x, width, picked, out);
+        let rows: Vec<u32> = step.queries[picked].iter().map(|query| query.row).collect();
+        embed::pick_rows(x, width, &rows, out);
         Ok(())
     }
 

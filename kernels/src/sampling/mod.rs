@@ -13,7 +13,7 @@ use logits::{Logits, argmax};
 /// What [`crate::ops::Ops::sample`] promises.
 pub fn sample(logits: &[f32], layout: &LogitsLayout, batch: &Batch, first: usize) -> Vec<Answer> {
     let mut scratch = Vec::new();
-    let queries = batch.queries[first..][..layout.rows].iter().enumerate();
+    let queries = batch.queries[first..].iter().take(layout.rows).enumerate();
     queries
         .map(|(row, query)| answer(query, Logits::new(logits, layout, row), batch, &mut scratch))
         .collect()

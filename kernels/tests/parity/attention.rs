@@ -6,7 +6,7 @@ use contract::step::{Batch, BlockId, Span};
 use contract::tensor::DType;
 use kernels::ops::{CacheShape, Heads, Ops};
 
-use crate::bench::{Bench, Case, Random, poisoned, upload};
+use crate::bench::{Bench, Case, Random, poisoned, upload, weight};
 
 /// Query heads, key heads, width, window; positions in a block.
 const SHAPES: [(usize, usize, usize, Option<usize>, usize); 9] = [
@@ -141,10 +141,24 @@ impl Attention {
             blocks: (0..blocks as u32).map(BlockId).collect(),
             ..Batch::default()
         });
-        let step = ops.step(&batch).expect("a step");
-        let qkv = poisoned(ops, rows * heads.fused());
-        ops.kv_store(&qkv, heads, &step, &mut cache).expect("kv_store");
+        let step = ops.step(&batch, 0).expect("a step");
+        let mut qkv = poisoned(ops, rows * heads.fused());
+        let table = self.table(ops, rows);
+        let stored = ops.rope_kv_store(&mut qkv, heads, &table, &step, &mut cache);
+        stored.expect("rope_kv_store");
         cache
+    }
+
+    /// Turns every pair of a head by quarters, more at another position: no backend rounds them.
+    fn table<O: Ops>(&self, ops: &mut O, positions: usize) -> O::Weight {
+        let half = self.heads.dim / 2;
+        let sine = |quarters: usize| [0.0, 1.0, 0.0, -1.0][quarters % 4];
+        let row = |position: usize| {
+            let cosines = (0..half).map(move |pair| sine(position + pair + 1));
+            cosines.chain((0..half).map(move |pair| sine(position + pair)))
+        };
+        let values: Vec<f32> = (0..positions).flat_map(row).collect();
+        weight(ops, &values, self.heads.dim, DType::F32)
     }
 
     /// The next `cut` rows of every sequence that has some left after `done` of them.
@@ -181,11 +195,14 @@ impl Attention {
         qkv: &[f32],
         cache: &mut O::Cache,
     ) -> Vec<f32> {
-        let step = ops.step(batch).expect("a step");
-        let qkv = upload(ops, qkv);
+        let step = ops.step(batch, 0).expect("a step");
+        let mut qkv = upload(ops, qkv);
+        let positions = batch.positions.iter().max().map_or(0, |last| *last as usize + 1);
+        let table = self.table(ops, positions);
         let elements = batch.tokens.len() * self.heads.queries * self.heads.dim;
         let mut out = poisoned(ops, elements);
-        ops.kv_store(&qkv, &self.heads, &step, cache).expect("kv_store");
+        let stored = ops.rope_kv_store(&mut qkv, &self.heads, &table, &step, cache);
+        stored.expect("rope_kv_store");
         ops.attention(&qkv, &self.heads, &step, cache, &mut out).expect("attention");
         ops.read(&out, elements).expect("the output")
     }

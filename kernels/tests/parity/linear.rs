@@ -6,7 +6,9 @@ use kernels::ops::{Ops, Precision, WeightView};
 use crate::bench::{Bench, Case, elements, poisoned, poisoned_as, upload, weight};
 
 /// Rows, inputs, outputs: single ones, every tile height, ends inside panels, lines and tiles.
-const SHAPES: [(usize, usize, usize); 17] = [
+const SHAPES: [(usize, usize, usize); 19] = [
+    (5, 72, 3100),
+    (12, 200, 3100),
     (1, 1, 1),
     (1, 7, 5),
     (1, 256, 320),

@@ -80,6 +80,8 @@ impl Case for Sample {
         let queries = [unasked].into_iter().chain(choices.map(query)).collect();
         let batch = Batch { queries, history: self.history.clone(), ..Batch::default() };
         let logits = upload_as(ops, &self.logits, Precision::Full);
+        let step = ops.step(&Arc::new(batch.clone()), 0).expect("a step");
+        ops.choose(&logits, &self.layout, &step, 1).expect("choose");
         let answers = ops.sample(&logits, &self.layout, &batch, 1).expect("answers");
         let flat = answers.iter().flat_map(|answer| {
             let top = answer.top.iter().flat_map(|(token, logprob)| [*token as f32, *logprob]);

@@ -55,6 +55,7 @@ impl<'a> Bench<'a> {
             engine: &engine(&config, options, ranks, dtype),
             slots_max: adapters,
             progress: &Arc::new(Progress::default()),
+            launch: None,
         };
         let group = Group::start(&spec)?;
         Ok(Self { options, config, dtype, group, place, ranks, adapters, loaded: None })

@@ -1,6 +1,4 @@
-//! Launches `kv_store.cu`.
-
-use contract::tensor::DType;
+//! Launches `rope_kv_store.cu`.
 
 use crate::error::Result;
 use crate::ops::Heads;
@@ -9,12 +7,14 @@ use super::cache::Cache;
 use super::device::{Device, Grid, threads_for, to_u32};
 use super::memory::Buf;
 use super::step::{Index, Step};
+use super::weight::Weight;
 
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct KvStoreParams {
+pub struct RopeKvStoreParams {
     index: Index,
     qkv: u64,
+    table: u64,
     keys: u64,
     values: u64,
     query_heads: u32,
@@ -25,31 +25,29 @@ pub struct KvStoreParams {
     padding: u32,
 }
 
-const _: () = assert!(size_of::<KvStoreParams>() == 88);
+const _: () = assert!(size_of::<RopeKvStoreParams>() == 96);
 
-pub fn kv_store(
+pub fn rope_kv_store(
     device: &Device,
-    qkv: &Buf,
-    heads: &Heads,
+    qkv: &mut Buf,
+    (heads, table): (&Heads, &Weight),
     step: &Step,
     cache: &Cache,
 ) -> Result<()> {
-    let params = KvStoreParams {
+    let params = RopeKvStoreParams {
         index: step.index,
         qkv: qkv.address(device.dtype, step.rows * heads.fused()),
+        table: table.floats(),
         keys: cache.keys(),
         values: cache.values(),
         query_heads: to_u32(heads.queries),
         key_heads: to_u32(heads.keys_values),
         dim: to_u32(heads.dim),
         block_tokens: cache.block_tokens(),
-        stands_for: match cache.stands_for() {
-            None | Some(DType::F32) => 0,
-            Some(DType::F16) => 1,
-            Some(DType::Bf16) => 2,
-        },
+        stands_for: cache.stands_for(),
         padding: 0,
     };
-    let grid = Grid::of(step.rows, threads_for(heads.keys_values * heads.dim, 256));
-    device.launch(&device.kernels.kv_store, grid, &params)
+    let pieces = (heads.queries + 3 * heads.keys_values) * heads.dim / 2;
+    let grid = Grid::of(step.rows, threads_for(pieces, 512));
+    device.launch(&device.kernels.rope_kv_store, grid, &params)
 }

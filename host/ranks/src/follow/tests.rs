@@ -1,0 +1,206 @@
+//! A leader and a follower in one process, over a real connection, with ranks that only talk.
+
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+
+use contract::adapter::{Exchange, Generation, GenerationId, Kind, LayerPairs, LocalPair};
+use contract::adapter::{PairShape, Slot};
+use contract::step::{Answer, Batch, Executor};
+use model::error::{Error, Result as ModelResult};
+
+use super::*;
+use crate::group::Limits;
+use crate::remote::Remotes;
+use crate::worker::{Build, Work};
+
+const LIMITS: Limits = Limits { blocks: 1, positions_max: 16, rows_max: 4 };
+
+/// A rank that answers its own number and writes down what it is asked.
+struct Talker {
+    rank: usize,
+    fails: bool,
+    log: Log,
+}
+
+type Log = Arc<Mutex<Vec<String>>>;
+
+impl Talker {
+    fn build(rank: usize, fails: bool, log: &Log) -> Vec<Build> {
+        let talker = Self { rank, fails, log: Arc::clone(log) };
+        vec![Box::new(move || Ok(Box::new(talker)))]
+    }
+
+    fn note(&self, what: String) {
+        self.log.lock().unwrap().push(what);
+    }
+}
+
+impl Work for Talker {
+    fn run(&mut self, batch: &Arc<Batch>) -> ModelResult<Vec<Answer>> {
+        assert!(!self.fails, "out of tea");
+        self.note(format!("{} runs {:?}", self.rank, batch.tokens));
+        Ok(vec![Answer { token: self.rank as u32, ..Answer::default() }])
+    }
+
+    fn load(&mut self, slot: Slot, generation: &Generation) -> ModelResult<()> {
+        let held = generation.ranks.iter().map(|layers| layers[0][0].is_some());
+        self.note(format!("{} loads {slot:?} with {:?}", self.rank, held.collect::<Vec<_>>()));
+        if generation.name == "odd" && self.rank == 1 {
+            return Err(Error::Generation("odd".to_owned()));
+        }
+        Ok(())
+    }
+
+    fn unload(&mut self, slot: Slot) {
+        self.note(format!("{} unloads {slot:?}", self.rank));
+    }
+}
+
+fn generation(name: &str) -> Arc<Generation> {
+    let shape = PairShape {
+        input: 1,
+        output: 0..1,
+        shrink_rank: 1,
+        expand_rank: 1,
+        a_blocks: 1,
+        b_blocks: 1,
+        exchange: Exchange::None,
+    };
+    let pair = LocalPair { shape, a: vec![1.0], b: vec![2.0] };
+    let layer: LayerPairs = std::array::from_fn(|_| Some(pair.clone()));
+    Arc::new(Generation {
+        id: GenerationId([1; 32]),
+        name: name.to_owned(),
+        kind: Kind::Plain,
+        lora_rank: 1,
+        ranks: vec![vec![layer.clone()], vec![layer]],
+    })
+}
+
+/// The first of two processes, and where the second finds it.
+fn launch() -> Launch {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let leader = free.ip().to_string();
+    Launch { process: 0, processes: 2, local: None, leader, port: free.port() }
+}
+
+/// Two processes of one rank each.
+struct Pair {
+    leader: Group,
+    follower: JoinHandle<Result<(), StartError>>,
+    log: Log,
+    /// How often the leader's rank was freed from outside.
+    freed: Arc<AtomicUsize>,
+}
+
+fn pair(follower_fails: bool) -> Pair {
+    let (launch, log) = (launch(), Log::default());
+    let second = Launch { process: 1, ..launch.clone() };
+    let builds = Talker::build(1, follower_fails, &log);
+    let follower = thread::spawn(move || {
+        let (stream, name) = meet(&second, "this").unwrap();
+        assert_eq!(name.bytes(), [7; 128]);
+        let group = Group::of(builds, (None, 1), LIMITS, Arc::default())?;
+        obey(stream, (&second, 1), Ok((group, Arc::new(|| ()))))
+    });
+    let name = NcclName::from_bytes([7; 128]);
+    let mut remotes = Remotes::gather(&launch, (1, "this"), &name).unwrap();
+    let freed = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&freed);
+    let give_up: GiveUp = Arc::new(move || {
+        count.fetch_add(1, Ordering::SeqCst);
+    });
+    remotes.attend(&give_up).unwrap();
+    let builds = Talker::build(0, false, &log);
+    let leader = Group::of(builds, (Some(remotes), 0), LIMITS, Arc::default()).unwrap();
+    Pair { leader, follower, log, freed }
+}
+
+#[test]
+fn commands_reach_all_processes_and_the_first_answers() {
+    let Pair { mut leader, follower, log, .. } = pair(false);
+    let batch = Batch { tokens: vec![5, 6], ..Batch::default() };
+    let output = leader.run(Arc::new(batch)).unwrap();
+    assert_eq!(output.answers, [Answer::default()], "rank 0 answers 0");
+    leader.load(Slot(3), generation("even")).unwrap();
+    drop(leader);
+    assert!(follower.join().unwrap().is_ok(), "a leader that ends is no failure");
+    let mut log = log.lock().unwrap().clone();
+    log.sort();
+    let expected = [
+        "0 loads Slot(3) with [true, true]",
+        "0 runs [5, 6]",
+        "1 loads Slot(3) with [false, true]",
+        "1 runs [5, 6]",
+    ];
+    assert_eq!(log, expected);
+}
+
+#[test]
+fn what_one_process_refuses_happens_in_none() {
+    let Pair { mut leader, log, .. } = pair(false);
+    let Err(Fault::Refused(why)) = leader.load(Slot(0), generation("odd")) else {
+        panic!("loaded")
+    };
+    assert_eq!(why, "odd");
+    let unloads = |log: &Vec<String>| log.iter().filter(|line| line.contains("unloads")).count();
+    assert_eq!(unloads(&log.lock().unwrap()), 2);
+    assert!(leader.run(Arc::default()).is_ok(), "a refusal harms nobody");
+}
+
+#[test]
+fn a_rank_that_fails_elsewhere_is_named_and_ours_are_freed() {
+    let Pair { mut leader, follower, freed, .. } = pair(true);
+    for _ in 0..2 {
+        let Err(Fault::Dead { rank: 1, message }) = leader.run(Arc::default()) else {
+            panic!("ran")
+        };
+        assert!(message.contains("out of tea"), "{message}");
+    }
+    let Err(StartError::Rank { rank: 1, message }) = follower.join().unwrap() else {
+        panic!("ended well")
+    };
+    assert!(message.contains("out of tea"), "{message}");
+    drop(leader);
+    assert_eq!(freed.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn a_process_that_vanishes_ends_the_group() {
+    let launch = launch();
+    let second = Launch { process: 1, ..launch.clone() };
+    let follower = thread::spawn(move || {
+        let (mut stream, _) = meet(&second, "this").unwrap();
+        let up: RemoteReply = None;
+        wire::send(&mut stream, |out| up.put(out)).unwrap();
+        wire::receive::<Command>(&mut stream).unwrap();
+    });
+    let name = NcclName::from_bytes([7; 128]);
+    let mut remotes = Remotes::gather(&launch, (1, "this"), &name).unwrap();
+    let give_up: GiveUp = Arc::new(|| ());
+    remotes.attend(&give_up).unwrap();
+    let builds = Talker::build(0, false, &Log::default());
+    let mut leader = Group::of(builds, (Some(remotes), 0), LIMITS, Arc::default()).unwrap();
+    let Err(Fault::Dead { rank: 1, message }) = leader.run(Arc::default()) else { panic!("ran") };
+    assert_eq!(message, "its process has gone, or the connection to it");
+    follower.join().unwrap();
+}
+
+#[test]
+fn a_process_built_of_something_else_is_refused_and_another_may_come() {
+    let launch = launch();
+    let second = Launch { process: 1, ..launch.clone() };
+    let follower = thread::spawn(move || {
+        let why = meet(&second, "that").err().unwrap().to_string();
+        assert!(why.contains("built of that, the first of this"), "{why}");
+        let stranger = Launch { process: 2, ..second.clone() };
+        let why = meet(&stranger, "this").err().unwrap().to_string();
+        assert!(why.contains("process 2"), "{why}");
+        drop(meet(&second, "this").unwrap());
+    });
+    let name = NcclName::from_bytes([7; 128]);
+    assert!(Remotes::gather(&launch, (1, "this"), &name).is_ok());
+    follower.join().unwrap();
+}

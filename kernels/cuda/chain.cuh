@@ -1,0 +1,30 @@
+// How a kernel starts before the one ahead of it has ended (programmatic dependent launch): its
+// blocks are placed while the other's finish, and it may bring what no kernel under way writes,
+// such as weights.
+#pragma once
+
+// What the kernels before this one wrote may be read, and written, from here on. Every kernel calls
+// it, in every block: so whoever has waited knows that all before are done. The next kernel is let
+// in only now, so what it reads before its own wait may come from any but the one just before it.
+__device__ inline void wait_for_previous() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// The same for a kernel that waits for other ranks: the next one's blocks would take the places that
+// those ranks' kernels need to get here, where they share a device.
+__device__ inline void wait_for_previous_alone() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Has memory brought to the cache that all multiprocessors share: for what is constant, before the
+// wait. `bytes` and `from` are multiples of 16.
+__device__ inline void bring_to_cache(const void* from, unsigned int bytes) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+#endif
+}

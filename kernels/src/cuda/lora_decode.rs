@@ -1,0 +1,275 @@
+//! Launches `lora_decode.cu`: shrink and expand of steps that graphs serve.
+//!
+//! A launch is sized by what is loaded at the site, not by what the batch names, so that it can be
+//! recorded once for every mix of adapters.
+
+use std::sync::Arc;
+
+use contract::tensor::DType;
+use cudarc::driver::CudaStream;
+
+use crate::error::Result;
+use crate::lora::SiteShape;
+
+use super::device::{Device, Grid, Kernel, to_u32};
+use super::lora::{PairEntry, Site, TARGETS_MAX};
+use super::lora_rows::COLUMNS;
+use super::memory::{Buf, Memory};
+use super::program::Programs;
+use super::step::Step;
+use super::upload::{Plain, Upload, bytes_of};
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct LoraDecodeParams {
+    shrink: u64,
+    pairs: u64,
+    segments: u64,
+    segment_count: u64,
+    x: u64,
+    y: u64,
+    h: u64,
+    rows: u32,
+    width: u32,
+    h_stride: u32,
+    splits: u32,
+    shrink_tiles: u32,
+    targets: u32,
+    tile_end: [u32; TARGETS_MAX],
+    target_column: [u32; TARGETS_MAX],
+}
+
+const _: () = assert!(size_of::<LoraDecodeParams>() == 144);
+
+/// Up to [`TILE_RANKS`] rows of one A, as the kernel finds them; `rows` is 0 where there are none.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct ShrinkTile {
+    a: u64,
+    inputs: u32,
+    input: u32,
+    h: u32,
+    rows: u32,
+    padding: [u32; 2],
+}
+
+const _: () = assert!(size_of::<ShrinkTile>() == 32);
+
+// SAFETY: a field of 8 bytes and six of 4 fill its 32 bytes.
+unsafe impl Plain for ShrinkTile {}
+
+/// Lora ranks of a tile of shrink, and output columns of one of expand.
+const TILE_RANKS: u32 = 8;
+const TILE_COLUMNS: usize = 1024;
+
+/// Bytes of an element: the kernels take no other.
+const SIXTEEN_BITS: u64 = 2;
+
+/// Threads of a block, and blocks of shrink and of expand that share a multiprocessor.
+const THREADS: u32 = 256;
+const SHRINK_BLOCKS: usize = 3;
+const EXPAND_BLOCKS: usize = 2;
+
+/// Rows of a segment, at most.
+pub const ROWS: usize = 8;
+
+/// Lora ranks of one pair that expand has room for, those of every diagonal block padded to a
+/// multiple of 8: shared memory that needs no leave.
+pub const STAGED_MAX: usize = (48 << 10) / (ROWS * size_of::<f32>());
+
+/// Inputs that make it worth while to cut a site's into one more part, and parts at most.
+const SPLIT_INPUTS: usize = 1024;
+pub const SPLITS_MAX: usize = 16;
+
+/// Both kernels.
+pub struct LoraDecode {
+    shrink: Kernel<LoraDecodeParams>,
+    expand: Kernel<LoraDecodeParams>,
+}
+
+impl LoraDecode {
+    /// `None` where they are not compiled.
+    pub fn new(programs: &Programs) -> Result<Option<Self>> {
+        let file = "lora_decode";
+        if programs.module(file).is_none() {
+            return Ok(None);
+        }
+        let shrink = Kernel::new(programs, file, "lora_decode_shrink")?;
+        Ok(Some(Self { shrink, expand: Kernel::new(programs, file, "lora_decode_expand")? }))
+    }
+}
+
+/// What decode needs to know about a site besides its pairs.
+pub struct DecodeTable {
+    /// `[slots, tiles]` of [`ShrinkTile`].
+    device: Memory,
+    slots: Vec<Vec<ShrinkTile>>,
+    /// Tiles of the slot that has the most, of all that were ever loaded.
+    tiles: usize,
+    /// Shrunk columns of a row, likewise; a multiple of 4.
+    h_stride: usize,
+    /// What expand stages of a row, likewise.
+    staged: usize,
+    splits: usize,
+    tile_end: [u32; TARGETS_MAX],
+    target_column: [u32; TARGETS_MAX],
+    /// Whether all pairs ever loaded are cut as `lora_rows.cu` needs it.
+    pub even: bool,
+}
+
+impl DecodeTable {
+    pub fn new(stream: &Arc<CudaStream>, shape: &SiteShape) -> Result<Self> {
+        let (mut tile_end, mut target_column) = ([0; TARGETS_MAX], [0; TARGETS_MAX]);
+        let (mut end, mut column) = (0, 0);
+        for (target, outputs) in shape.targets.iter().enumerate() {
+            end += outputs.div_ceil(TILE_COLUMNS);
+            tile_end[target] = to_u32(end);
+            target_column[target] = to_u32(column);
+            column += outputs;
+        }
+        Ok(Self {
+            device: Memory::zeroed(stream, 0, "a table of adapters")?,
+            slots: vec![Vec::new(); shape.slots],
+            tiles: 0,
+            h_stride: 0,
+            staged: 0,
+            splits: (shape.input / SPLIT_INPUTS).clamp(1, SPLITS_MAX),
+            tile_end,
+            target_column,
+            even: shape.input % 8 == 0 && shape.output() % COLUMNS == 0,
+        })
+    }
+
+    /// Where the tiles of all slots lie.
+    pub fn address(&self) -> u64 {
+        self.device.address()
+    }
+
+    /// Tiles of a slot.
+    pub fn tiles(&self) -> usize {
+        self.tiles
+    }
+
+    /// Takes note of what lies in a slot. True if launches recorded before no longer serve.
+    pub fn enter(
+        &mut self,
+        upload: &mut Upload,
+        stream: &Arc<CudaStream>,
+        slot: usize,
+        (pairs, input): (&[PairEntry], usize),
+    ) -> Result<bool> {
+        let mut tiles = Vec::new();
+        self.even &= pairs.iter().all(PairEntry::is_even);
+        pairs.iter().for_each(|pair| add_tiles(pair, input, &mut tiles));
+        let columns = tiles.iter().map(|tile| (tile.h + tile.rows) as usize).max().unwrap_or(0);
+        let columns = columns.next_multiple_of(4);
+        let staged = pairs.iter().map(PairEntry::staged).max().unwrap_or(0);
+        let grows = tiles.len() > self.tiles || columns > self.h_stride || staged > self.staged;
+        self.h_stride = self.h_stride.max(columns);
+        self.staged = self.staged.max(staged);
+        self.slots[slot] = tiles;
+        if self.slots[slot].len() > self.tiles {
+            self.tiles = self.slots[slot].len();
+            let bytes = self.slots.len() * self.tiles * size_of::<ShrinkTile>();
+            self.device = Memory::zeroed(stream, bytes, "a table of adapters")?;
+            (0..self.slots.len()).try_for_each(|slot| self.send(upload, slot))?;
+        } else {
+            self.send(upload, slot)?;
+        }
+        Ok(grows)
+    }
+
+    /// Brings a slot's tiles to the device.
+    fn send(&self, upload: &mut Upload, slot: usize) -> Result<()> {
+        let mut tiles = self.slots[slot].clone();
+        tiles.resize(self.tiles, ShrinkTile::default());
+        let bytes = bytes_of(&tiles);
+        let mut writer = upload.to(self.device.address() + (slot * bytes.len()) as u64);
+        writer.push(bytes)?;
+        writer.finish()
+    }
+
+    /// Floats that shrink writes for `rows` rows; 0 where nothing was ever loaded.
+    pub fn len(&self, rows: usize) -> usize {
+        self.splits * rows * self.h_stride
+    }
+
+    fn params(&self, site: &Site, step: &Step) -> LoraDecodeParams {
+        LoraDecodeParams {
+            shrink: self.device.address(),
+            pairs: site.pairs_address(),
+            segments: step.segments.address,
+            segment_count: step.segments.count,
+            x: 0,
+            y: 0,
+            h: 0,
+            rows: to_u32(step.rows),
+            width: 0,
+            h_stride: to_u32(self.h_stride),
+            splits: to_u32(self.splits),
+            shrink_tiles: to_u32(self.tiles),
+            targets: to_u32(site.shape.targets.len()),
+            tile_end: self.tile_end,
+            target_column: self.target_column,
+        }
+    }
+}
+
+/// The tiles of one pair; none straddles two diagonal blocks.
+fn add_tiles(pair: &PairEntry, input: usize, tiles: &mut Vec<ShrinkTile>) {
+    if pair.shrink_rank == 0 || pair.exchange != 0 {
+        return;
+    }
+    let inputs = to_u32(input) / pair.a_blocks;
+    let ranks = pair.shrink_rank / pair.a_blocks;
+    for block in 0..pair.a_blocks {
+        for first in (0..ranks).step_by(TILE_RANKS as usize) {
+            let rank = block * ranks + first;
+            tiles.push(ShrinkTile {
+                a: pair.a_row(rank, inputs, SIXTEEN_BITS),
+                inputs,
+                input: block * inputs,
+                h: pair.h + rank,
+                rows: (ranks - first).min(TILE_RANKS),
+                padding: [0; 2],
+            });
+        }
+    }
+}
+
+pub fn shrink(device: &Device, x: &Buf, site: &Site, step: &Step, h: &mut Buf) -> Result<()> {
+    let table = &site.decode;
+    let Some(kernels) = device.kernels.lora_decode.as_ref().filter(|_| table.tiles > 0) else {
+        return Ok(());
+    };
+    let params = LoraDecodeParams {
+        x: x.address(device.dtype, step.rows * site.shape.input),
+        h: h.address(DType::F32, table.len(step.rows)),
+        width: to_u32(site.shape.input),
+        ..table.params(site, step)
+    };
+    let pieces = step.rows * table.tiles * table.splits;
+    device.launch(
+        &kernels.shrink,
+        Grid::of(pieces.min(SHRINK_BLOCKS * device.processors), THREADS),
+        &params,
+    )
+}
+
+pub fn expand(device: &Device, h: &Buf, site: &Site, step: &Step, y: &mut Buf) -> Result<()> {
+    let table = &site.decode;
+    let Some(kernels) = device.kernels.lora_decode.as_ref().filter(|_| table.tiles > 0) else {
+        return Ok(());
+    };
+    let width = site.shape.output();
+    let params = LoraDecodeParams {
+        y: y.address(device.dtype, step.rows * width),
+        h: h.address(DType::F32, table.len(step.rows)),
+        width: to_u32(width),
+        ..table.params(site, step)
+    };
+    let pieces = step.rows * table.tile_end[site.shape.targets.len() - 1] as usize;
+    let grid = Grid::of(pieces.min(EXPAND_BLOCKS * device.processors), THREADS);
+    let shared_bytes = ROWS * table.staged * size_of::<f32>();
+    device.launch(&kernels.expand, grid.shared(shared_bytes), &params)
+}

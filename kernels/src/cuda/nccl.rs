@@ -1,0 +1,319 @@
+//! Collectives by NCCL, which is looked for when a group wants it.
+
+use std::ffi::{CStr, c_char};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+use std::{ptr, thread};
+
+use contract::tensor::DType;
+use cudarc::nccl::{result, sys};
+
+use crate::error::{Error, Result};
+
+use super::Cuda;
+use super::device::Device;
+use super::found::{WhyNot, whole};
+use super::link::{Link, State, Stop};
+use super::memory::Buf;
+use super::status::During;
+
+/// Major, minor and patch version of the NCCL found; the oldest that takes our configuration.
+const VERSION_MIN: (i32, i32, i32) = (2, 17, 0);
+
+/// Blocks of threads of a rank that shares its device: NCCL does not know that others must fit too.
+const BLOCKS_WHERE_SHARED: i32 = 2;
+
+/// How often a group that waits is looked at.
+const GLANCE: Duration = Duration::from_millis(500);
+
+/// NCCL's version, if it is here.
+pub fn nccl_version() -> std::result::Result<(i32, i32, i32), WhyNot> {
+    // SAFETY: loading the library has no effect but to load it; it is NVIDIA's own.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(WhyNot::Library {
+            library: "NCCL",
+            names: "libnccl.so",
+            cure: "install NCCL's development package, or nvidia-nccl-cu13 and a link of that name \
+                   to its libnccl.so.2",
+        });
+    }
+    let code = whole(result::get_nccl_version).and_then(|code| code.map_err(|_| String::new()));
+    let code = code.unwrap_or_default();
+    let version = (code / 10_000, code / 100 % 100, code % 100);
+    if version < VERSION_MIN {
+        return Err(WhyNot::OldNccl { found: version, needed: VERSION_MIN });
+    }
+    Ok(version)
+}
+
+/// Names a group, for all ranks that are to join it, in any process.
+#[derive(Clone, Copy)]
+pub struct NcclName(sys::ncclUniqueId);
+
+impl NcclName {
+    /// A new name. Where it comes from, NCCL waits for the ranks.
+    pub fn new() -> Result<Self> {
+        nccl_version().map_err(|why| Error::Device(why.to_string()))?;
+        Ok(Self(result::get_uniqueid().during("naming a group")?))
+    }
+
+    /// What to tell another process.
+    pub fn bytes(&self) -> [u8; 128] {
+        self.0.internal.map(c_char::cast_unsigned)
+    }
+
+    /// A name that another process has told.
+    pub fn from_bytes(bytes: [u8; 128]) -> Self {
+        Self(sys::ncclUniqueId { internal: bytes.map(u8::cast_signed) })
+    }
+}
+
+/// What the ranks of a group that are in this process know of each other.
+#[derive(Default)]
+pub struct NcclEnd {
+    /// The group's name; one of the ends has it.
+    name: Option<NcclName>,
+    inner: Mutex<Inner>,
+}
+
+/// One rank among those of its group.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// Which one, and of how many.
+    pub rank: usize,
+    /// In all processes.
+    pub ranks: usize,
+    /// How many are on its device, itself included.
+    pub sharing: usize,
+}
+
+#[derive(Default)]
+struct Inner {
+    comm: Option<Communicator>,
+    state: Option<State>,
+    /// Since when nothing has come back of what was launched.
+    waiting: Option<Instant>,
+}
+
+/// A handle of NCCL.
+struct Communicator(sys::ncclComm_t);
+
+// SAFETY: NCCL binds a communicator to a device, not to a thread; a mutex keeps calls apart.
+unsafe impl Send for Communicator {}
+
+impl NcclEnd {
+    /// The end that tells the other ones of this process their group's name.
+    pub fn named(name: NcclName) -> Self {
+        Self { name: Some(name), ..Self::default() }
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks at a group's work; gives it up where NCCL has failed or nothing came back in time.
+    fn watch(&self, timeout: Duration) {
+        let mut inner = self.inner();
+        let late = inner.waiting.is_some_and(|since| since.elapsed() > timeout);
+        let failed = inner.comm.as_ref().is_some_and(Communicator::failed);
+        if late || failed {
+            inner.give_up(if late { State::TimedOut } else { State::Stopped });
+        }
+    }
+}
+
+impl Inner {
+    /// Ends what runs; the first reason is kept.
+    fn give_up(&mut self, state: State) {
+        self.state = self.state.or(Some(state));
+        if let Some(Communicator(comm)) = self.comm.take() {
+            // SAFETY: the handle is NCCL's own and goes with this call, which also ends its
+            // kernels. A failure leaves nothing to be done.
+            let _ = unsafe { result::comm_abort(comm) };
+        }
+    }
+}
+
+impl Communicator {
+    fn failed(&self) -> bool {
+        let mut error = sys::ncclResult_t::ncclSuccess;
+        // SAFETY: the handle is alive and the pointer is to a live value.
+        let asked = unsafe { sys::ncclCommGetAsyncError(self.0, &raw mut error) };
+        let fine = [sys::ncclResult_t::ncclSuccess, sys::ncclResult_t::ncclInProgress];
+        !fine.contains(&asked) || !fine.contains(&error)
+    }
+}
+
+impl Stop for NcclEnd {
+    fn stop(&self) {
+        self.inner().give_up(State::Stopped);
+    }
+}
+
+/// One rank's end of a group that NCCL connects.
+pub struct Nccl {
+    device: Arc<Device>,
+    ranks: usize,
+    end: Arc<NcclEnd>,
+}
+
+impl Cuda {
+    /// Joins a group. `ends` are those of this process; `end` is this rank's own. Waits until all
+    /// ranks have called it. Of what is launched, something has to come back within `timeout`.
+    pub fn join_nccl(
+        &self,
+        Place { rank, ranks, sharing }: Place,
+        (end, ends): (&Arc<NcclEnd>, &[Arc<NcclEnd>]),
+        timeout: Duration,
+    ) -> Result<Nccl> {
+        nccl_version().map_err(|why| Error::Device(why.to_string()))?;
+        let name = ends.iter().find_map(|end| end.name);
+        let NcclName(id) = name.expect("one end has the group's name: this is a bug");
+        self.device.context.bind_to_thread().during("binding its context")?;
+        let mut config = Config::new(sharing);
+        let mut comm = ptr::null_mut();
+        // SAFETY: the pointers are to live values; NCCL reads as much of the configuration as it
+        // says it is long.
+        let joined = unsafe {
+            let config = (&raw mut config).cast();
+            result::comm_init_rank_config(&raw mut comm, ranks as i32, id, rank as i32, config)
+        };
+        joined.during(&format!("joining {ranks} ranks{}", advice(sharing)))?;
+        end.inner().comm = Some(Communicator(comm));
+        watch(rank, end, timeout)?;
+        Ok(Nccl { device: Arc::clone(&self.device), ranks, end: Arc::clone(end) })
+    }
+}
+
+fn advice(sharing: usize) -> &'static str {
+    match sharing {
+        1 => "",
+        _ => ", several on one device (which NCCL 2.30 does with NCCL_MULTI_RANK_GPU_ENABLE=1)",
+    }
+}
+
+/// A thread that looks after an end as long as it is there.
+fn watch(rank: usize, end: &Arc<NcclEnd>, timeout: Duration) -> Result<()> {
+    let end: Weak<NcclEnd> = Arc::downgrade(end);
+    let look = move || {
+        while let Some(end) = end.upgrade() {
+            end.watch(timeout);
+            drop(end);
+            thread::sleep(GLANCE);
+        }
+    };
+    let spawned = thread::Builder::new().name(format!("nccl-{rank}")).spawn(look);
+    spawned.map(drop).map_err(|error| Error::Device(format!("no thread to watch NCCL: {error}")))
+}
+
+/// NCCL's configuration as of 2.17; later versions take it too.
+#[repr(C)]
+struct Config {
+    size: usize,
+    magic: u32,
+    version: u32,
+    blocking: i32,
+    cluster_size: i32,
+    blocks_min: i32,
+    blocks_max: i32,
+    net_name: *const c_char,
+    split_share: i32,
+}
+
+impl Config {
+    fn new(sharing: usize) -> Self {
+        const UNSET: i32 = i32::MIN;
+        Self {
+            size: size_of::<Self>(),
+            magic: 0xcafe_beef,
+            version: 21_700,
+            blocking: 1,
+            cluster_size: UNSET,
+            blocks_min: UNSET,
+            blocks_max: if sharing > 1 { BLOCKS_WHERE_SHARED } else { UNSET },
+            net_name: ptr::null(),
+            split_share: UNSET,
+        }
+    }
+}
+
+impl Nccl {
+    /// Calls NCCL with this rank's handle.
+    fn call(
+        &self,
+        what: &str,
+        launch: impl FnOnce(
+            sys::ncclComm_t,
+        ) -> std::result::Result<result::NcclStatus, result::NcclError>,
+    ) -> Result<()> {
+        self.device.context.bind_to_thread().during("binding its context")?;
+        let mut inner = self.end.inner();
+        let given_up = || Error::Device("its group was given up".to_owned());
+        let comm = inner.comm.as_ref().ok_or_else(given_up)?.0;
+        launch(comm).during(what)?;
+        inner.waiting = Some(Instant::now());
+        Ok(())
+    }
+
+    fn stream(&self) -> sys::cudaStream_t {
+        self.device.stream.cu_stream().cast()
+    }
+}
+
+impl Link for Nccl {
+    type Shared = NcclEnd;
+
+    fn all_reduce_sum(&mut self, buf: &mut Buf, elements: usize) -> Result<()> {
+        let (at, dtype) = (buf.address(buf.dtype(), elements), element_type(buf.dtype()));
+        let (stream, sum) = (self.stream(), sys::ncclRedOp_t::ncclSum);
+        self.call("launching a sum", |comm| {
+            // SAFETY: the buffer is this long and lives until the stream has passed.
+            unsafe { result::all_reduce(at as _, at as _, elements, dtype, sum, comm, stream) }
+        })
+    }
+
+    fn all_gather(&mut self, part: &Buf, whole: &mut Buf, elements: usize) -> Result<()> {
+        let dtype = part.dtype();
+        let from = part.address(dtype, elements);
+        let to = whole.address(dtype, elements * self.ranks);
+        let (stream, dtype) = (self.stream(), element_type(dtype));
+        self.call("launching a gather", |comm| {
+            // SAFETY: the buffers are this long and live until the stream has passed.
+            unsafe { result::all_gather(from as _, to as _, elements, dtype, comm, stream) }
+        })
+    }
+
+    fn launched(&mut self) {
+        self.end.inner().waiting = Some(Instant::now());
+    }
+
+    fn state(&mut self) -> State {
+        let mut inner = self.end.inner();
+        inner.waiting = None;
+        inner.state.unwrap_or(State::Well)
+    }
+}
+
+impl Drop for Nccl {
+    fn drop(&mut self) {
+        self.end.stop();
+    }
+}
+
+fn element_type(dtype: DType) -> sys::ncclDataType_t {
+    match dtype {
+        DType::F32 => sys::ncclDataType_t::ncclFloat32,
+        DType::F16 => sys::ncclDataType_t::ncclFloat16,
+        DType::Bf16 => sys::ncclDataType_t::ncclBfloat16,
+    }
+}
+
+/// What NCCL says about the last failure in this process; empty if nothing.
+pub fn last_error() -> String {
+    // SAFETY: the library was found before, and takes no handle here; its text is never freed.
+    let text = unsafe {
+        let text = sys::ncclGetLastError(ptr::null_mut());
+        if text.is_null() { c"" } else { CStr::from_ptr(text) }
+    };
+    text.to_string_lossy().trim().to_owned()
+}
