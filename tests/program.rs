@@ -138,6 +138,25 @@ impl Server {
         (response.status().as_u16(), response.body_mut().read_json().unwrap())
     }
 
+    /// Status and JSON of a POST with a key.
+    pub fn post_as(&self, key: &str, path: &str, body: &Value) -> (u16, Value) {
+        let post = agent().post(format!("{}{path}", self.url()));
+        let post = post.header("authorization", format!("Bearer {key}"));
+        let mut response = post.send_json(body).unwrap();
+        (response.status().as_u16(), response.body_mut().read_json().unwrap())
+    }
+
+    /// Status and all events of a POST whose answer is streamed, but for the last, `[DONE]`.
+    pub fn stream(&self, path: &str, body: &Value) -> (u16, Vec<Value>) {
+        let mut response = agent().post(format!("{}{path}", self.url())).send_json(body).unwrap();
+        let text = response.body_mut().read_to_string().unwrap();
+        let mut events: Vec<_> =
+            text.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
+        assert_eq!(events.pop(), Some("[DONE]"), "{text}");
+        let events = events.into_iter().map(|event| serde_json::from_str(event).unwrap());
+        (response.status().as_u16(), events.collect())
+    }
+
     /// Status and body of a GET with the server's key.
     pub fn get_with_key(&self, path: &str) -> (u16, String) {
         let get = agent().get(format!("{}{path}", self.url()));
