@@ -19,6 +19,7 @@ use crate::load::{LoadError, Loaded, load};
 use crate::pool::Pool;
 use crate::quiet::LogGate;
 use crate::recipe::{Kit, Recipe, START};
+use crate::schema;
 use crate::state::counters::Counters;
 use crate::state::kv::Store;
 use crate::state::text::Texts;
@@ -99,6 +100,7 @@ pub(crate) async fn first(
     let description = instance.describe().await?;
     let asked = description.headers.iter().filter(|name| granted.contains(name)).cloned();
     let _ = recipe.services.headers.set(asked.collect());
+    schema::check(&description.config_schema, &recipe.settings())?;
     let setup = instance.init(&recipe.config).await?.map_err(LoadError::Config)?;
     if setup.hold_back > HOLD_BACK {
         let reason = format!("it holds {} characters back, {HOLD_BACK} may be", setup.hold_back);

@@ -11,7 +11,6 @@ pub mod metrics;
 pub mod record;
 pub mod scope;
 pub mod state;
-pub mod trial;
 pub mod watch;
 
 mod background;
@@ -37,6 +36,7 @@ mod pool;
 mod question;
 mod quiet;
 mod recipe;
+mod schema;
 mod start;
 mod surface;
 mod tail;

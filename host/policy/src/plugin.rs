@@ -117,7 +117,9 @@ impl Plugin {
     fn record<Q: Question>(&self, question: &Q, answer: &Q::Answer) {
         let Some(recorder) = &self.recorder else { return };
         if let Ok(answer) = json::verdict(Q::HOOK, answer) {
-            recorder.keep(&self.settings.name, Q::HOOK, &json::input(question.input()), &answer);
+            let seen = question.ambient();
+            let input = json::input(question.input(), &seen, &self.settings.allow);
+            recorder.keep(&self.settings.name, Q::HOOK, &input, &answer);
         }
     }
 

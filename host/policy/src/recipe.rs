@@ -67,6 +67,11 @@ impl Recipe {
         Ok(Self { pre, indices, services, limits, config, counts, wasi: loaded.surface.wasi })
     }
 
+    /// The configuration, which is JSON as the deployment's reader wrote it.
+    pub(crate) fn settings(&self) -> serde_json::Value {
+        serde_json::from_str(&self.config).unwrap_or_default()
+    }
+
     /// A new instance that has been given its configuration.
     pub(crate) async fn make(&self) -> Result<Box<Instance>, Failure> {
         let (mut instance, _) = self.within(START, || self.start()).await?;

@@ -5,6 +5,7 @@ use contract::policy::builtin;
 use contract::policy::hook::Hook;
 use contract::policy::replica::{Demand, Replica};
 use contract::policy::subject::Subject;
+use contract::policy::verdict::Denied;
 use serde_json::{Value, json};
 
 use crate::bindings::exports::drystone::policy::score_replicas as wit;
@@ -106,18 +107,18 @@ impl Chains {
         subject: &Subject,
         demand: &Demand,
         replicas: &[Replica],
-    ) -> Vec<f32> {
+    ) -> Result<Vec<f32>, Denied> {
         let question = ScoreReplicas::new(subject, demand, replicas);
         let mut sums: Option<Vec<f32>> = None;
         for plugin in self.enforced(chain) {
             match plugin.hear(&question).await {
                 Said::Verdict(scores) => sums = Some(added(sums, scores)),
                 Said::Nothing => {}
-                // Nothing can be refused here: the request has been admitted.
-                Said::Builtin | Said::Refused(_) => sums = Some(plain(replicas)),
+                Said::Builtin => return Ok(plain(replicas)),
+                Said::Refused(denied) => return Err(denied),
             }
         }
-        sums.unwrap_or_else(|| plain(replicas))
+        Ok(sums.unwrap_or_else(|| plain(replicas)))
     }
 }
 

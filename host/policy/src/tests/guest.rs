@@ -13,12 +13,27 @@ pub(super) struct Guest {
     pub(super) bias: u32,
     /// Stands before everything else in the component.
     pub(super) import: &'static str,
+    /// The same in its module, whose first argument is called `host`.
+    pub(super) core_import: &'static str,
+    /// What `host` is.
+    pub(super) with: &'static str,
+    /// JSON Schema of its configuration.
+    pub(super) schema: &'static str,
     /// Of `drystone:policy`.
     pub(super) version: &'static str,
 }
 
-pub(super) const GOOD: Guest =
-    Guest { score: "", init: "", self_test: 0, bias: 0, import: "", version: "0.1.0" };
+pub(super) const GOOD: Guest = Guest {
+    score: "",
+    init: "",
+    self_test: 0,
+    bias: 0,
+    import: "",
+    core_import: "",
+    with: "",
+    schema: "",
+    version: "0.1.0",
+};
 
 impl Guest {
     /// The component.
@@ -32,6 +47,10 @@ impl Guest {
             .replace("$SELF_TEST", &self.self_test.to_string())
             .replace("$BIAS", &self.bias.to_string())
             .replace("$IMPORT", self.import)
+            .replace("$CORE_IMPORT", self.core_import)
+            .replace("$WITH", self.with)
+            .replace("$SCHEMA_BYTES", &format!("{:?}", self.schema))
+            .replace("$SCHEMA_LENGTH", &self.schema.len().to_string())
             .replace("$VERSION", self.version)
     }
 }
@@ -40,11 +59,13 @@ impl Guest {
 const TEXT: &str = r#"(component
   $IMPORT
   (core module $m
+    $CORE_IMPORT
     (memory (export "memory") 1)
     (data (i32.const 0) "guest1.0bad")
     (data (i32.const 64)
       "\00\00\00\00\05\00\00\00" "\05\00\00\00\03\00\00\00"
-      "\00\00\00\00\00\00\00\00" "\00\00\00\00\00\00\00\00")
+      "\00\02\00\00" "\00\00\00\00" "\00\00\00\00\00\00\00\00")
+    (data (i32.const 512) $SCHEMA_BYTES)
     (global $next (mut i32) (i32.const 2048))
     (func $realloc (export "realloc") (param i32 i32 i32 i32) (result i32)
       (local $at i32)
@@ -52,7 +73,9 @@ const TEXT: &str = r#"(component
       (global.set $next (i32.add (local.get $at) (local.get 3)))
       (local.get $at))
     (func (export "done") (param i32) (global.set $next (i32.const 2048)))
-    (func (export "describe") (result i32) (i32.const 64))
+    (func (export "describe") (result i32)
+      (i32.store (i32.const 84) (i32.const $SCHEMA_LENGTH))
+      (i32.const 64))
     (func (export "init") (param i32 i32) (result i32)
       $INIT
       (i64.store (i32.const 128) (i64.const 0))
@@ -78,7 +101,7 @@ const TEXT: &str = r#"(component
       (i32.store (i32.const 128) (local.get $out))
       (i32.store (i32.const 132) (local.get $rows))
       (i32.const 128)))
-  (core instance $i (instantiate $m))
+  (core instance $i (instantiate $m $WITH))
   (alias core export $i "memory" (core memory $memory))
   (alias core export $i "realloc" (core func $realloc))
   (alias core export $i "done" (core func $done))
