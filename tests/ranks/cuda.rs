@@ -258,10 +258,17 @@ fn adapters_add_no_collective_unless_fully_sharded() {
             let sharded =
                 slot.is_some_and(|slot| adapters[slot as usize].1 != PlainSharding::Replicated);
             let lora = if sharded { 4 * LAYERS } else { 0 };
-            let found = cost(&mut group, &[Feed::new(&prompts[0], 1, slot)]);
+            let whole = Feed::new(&prompts[0], 1, slot);
+            let found = cost(&mut group, &[whole.clone()]);
             assert_eq!(found, (BASE, lora), "{cut:?}, slot {slot:?}");
+            // Steps of decode: the first is recorded, and the others are what was recorded.
+            for step in 0..3 {
+                let last = whole.part(whole.tokens.len() - 1, whole.tokens.len());
+                let found = cost(&mut group, &[last]);
+                assert_eq!(found, (BASE, lora), "{cut:?}, slot {slot:?}, step {step} of decode");
+            }
         }
-        assert_eq!(group.counts().get(Purpose::Lora), 4 * LAYERS);
+        assert_eq!(group.counts().get(Purpose::Lora), 4 * 4 * LAYERS);
     }
 }
 
