@@ -67,7 +67,7 @@ impl GemmFew {
 
     /// Whether a product is one for these kernels.
     pub fn takes(rows: usize, inputs: usize) -> bool {
-        rows <= ROWS_MAX && inputs % INPUTS == 0
+        rows <= ROWS_MAX && inputs.is_multiple_of(INPUTS)
     }
 
     pub fn launch(&self, device: &Device, out: DType, params: &GemmFewParams) -> Result<()> {

@@ -136,7 +136,7 @@ impl DecodeTable {
             splits: (shape.input / SPLIT_INPUTS).clamp(1, SPLITS_MAX),
             tile_end,
             target_column,
-            even: shape.input % 8 == 0 && shape.output() % COLUMNS == 0,
+            even: shape.input.is_multiple_of(8) && shape.output().is_multiple_of(COLUMNS),
         })
     }
 
