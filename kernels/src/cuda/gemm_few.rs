@@ -61,7 +61,7 @@ impl GemmFew {
     /// Whether a product is one for these kernels.
     pub fn takes(rows: usize, inputs: usize, outputs: usize) -> bool {
         let bytes = inputs * outputs * DType::Bf16.bytes();
-        rows <= ROWS_MAX && inputs % INPUTS == 0 && bytes <= WEIGHT_BYTES_MAX
+        rows <= ROWS_MAX && inputs.is_multiple_of(INPUTS) && bytes <= WEIGHT_BYTES_MAX
     }
 
     pub fn launch(&self, device: &Device, out: DType, params: &GemmFewParams) -> Result<()> {

@@ -139,7 +139,7 @@ impl DecodeTable {
             h_stride: 0,
             staged: 0,
             splits: (shape.input / SPLIT_INPUTS).clamp(1, SPLITS_MAX),
-            even: shape.input % 8 == 0 && shape.output() % COLUMNS == 0,
+            even: shape.input.is_multiple_of(8) && shape.output().is_multiple_of(COLUMNS),
         })
     }
 
