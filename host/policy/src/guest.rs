@@ -18,17 +18,32 @@ use crate::state::kv::Store;
 use crate::state::text::Texts;
 use crate::tail::Tail;
 
-/// What the request under way shows to a guest that asks.
+/// What a guest can get at while it is asked. It goes into the store for each call, so that it
+/// counts no references but one.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ambient {
+    /// Nothing where nothing is asked.
+    pub(crate) seen: Option<Arc<Seen>>,
+    /// What the guest keeps for a choice between its chunks.
+    pub(crate) state: Vec<u8>,
+}
+
+/// What the request under way shows to a guest that asks.
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
     pub(crate) headers: Headers,
     pub(crate) messages: Arc<[Message]>,
     /// What is answered, while text of it is looked at.
-    pub(crate) request: Option<Arc<Request>>,
+    pub(crate) request: Option<Request>,
     /// The end of the text that was released before.
     pub(crate) released: Tail,
-    /// What the guest keeps for a choice between its chunks.
-    pub(crate) state: Vec<u8>,
+}
+
+impl Seen {
+    /// With nothing kept by the guest.
+    pub(crate) fn ambient(self) -> Ambient {
+        Ambient { seen: Some(Arc::new(self)), state: Vec::new() }
+    }
 }
 
 /// What all instances of a generation share.

@@ -13,7 +13,7 @@ use crate::background::wait;
 use crate::engine;
 use crate::failure::Failure;
 use crate::generation::first;
-use crate::guest::{Ambient, Services};
+use crate::guest::{Ambient, Seen, Services};
 use crate::hooks::admit::Admit;
 use crate::hooks::authorize::Authorize;
 use crate::hooks::on_chunk::OnChunk;
@@ -140,7 +140,8 @@ impl Started {
                 self.put(&ScoreReplicas { demand, replicas, ambient }).await
             }
             Hook::OnChunk => {
-                let ambient = Ambient { request: Some(Arc::new(about()?)), ..ambient };
+                let seen = Seen { request: Some(about()?), ..json::seen(input).map_err(wrong)? };
+                let ambient = Ambient { seen: Some(Arc::new(seen)), ..ambient };
                 self.put(&OnChunk { chunk: part!(chunk), ambient: &ambient }).await
             }
             Hook::OnResponse => {

@@ -1,6 +1,7 @@
 //! The host: all plugins of a server, as the gateway asks them and as operators change them.
 
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use config::settings::Policy;
@@ -135,6 +136,8 @@ impl Inner {
         let mut names = Vec::new();
         for plugin in &self.chains.plugins {
             let generation = plugin.current.load();
+            let hold_back = generation.as_ref().map_or(0, |one| one.hold_back);
+            plugin.hold_back.store(hold_back, Ordering::Relaxed);
             names.extend(generation.iter().flat_map(|one| one.headers()).cloned());
         }
         names.sort_unstable();

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::bindings::drystone::policy::types;
-use crate::guest::Ambient;
+use crate::guest::{Ambient, Seen};
 use crate::tail::Tail;
 
 /// Fields whose strings are words of the WIT files.
@@ -33,6 +33,7 @@ pub(crate) fn verdict(hook: Hook, answer: &impl Serialize) -> serde_json::Result
 /// What a guest was asked and could look at meanwhile, under WIT's names.
 pub(crate) fn input(asked: Value, seen: &Ambient, allow: &Allow) -> Value {
     let mut value = named(asked, &kebab, &kebab);
+    let Some(seen) = &seen.seen else { return value };
     let headers = seen.headers.0.iter().flat_map(|headers| headers.iter());
     let headers = headers.filter(|(name, _)| allow.headers.contains(name));
     let headers: BTreeMap<_, _> = headers.map(|(name, value)| (name, value)).collect();
@@ -132,12 +133,16 @@ fn usual(name: &str) -> Value {
 
 /// What the guest may look at: `headers`, `messages`, and for `on-chunk` `released` and `state`.
 pub(crate) fn ambient(input: &Value) -> Result<Ambient, String> {
-    Ok(Ambient {
+    Ok(Ambient { state: state(input)?, ..seen(input)?.ambient() })
+}
+
+/// The same without what it keeps.
+pub(crate) fn seen(input: &Value) -> Result<Seen, String> {
+    Ok(Seen {
         headers: headers(input)?,
         messages: messages(input)?.into(),
+        request: None,
         released: Tail::of(&part::<String>(input, "released")?),
-        state: state(input)?,
-        ..Ambient::default()
     })
 }
 
@@ -281,18 +286,19 @@ mod tests {
         let headers = [("x-team", "ops"), ("x_odd", "1"), ("x-other", "2")];
         let headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned()));
         let message = Message { role: "user".to_owned(), content: "hello".to_owned() };
-        let seen = Ambient {
+        let seen = Seen {
             headers: Headers(Some(headers.into_iter().collect())),
             messages: [message].into(),
-            ..Ambient::default()
+            ..Seen::default()
         };
+        let seen = seen.ambient();
         let names = vec!["x-team".to_owned(), "x_odd".to_owned()];
         let allow = Allow { headers: names, messages: true, ..Allow::default() };
         let recorded = input(json!({}), &seen, &allow);
         assert_eq!(recorded["headers"], json!({ "x-team": "ops", "x_odd": "1" }));
         assert_eq!(recorded["messages"][0]["content"], "hello");
         assert_eq!(input(json!({}), &seen, &Allow::default()), json!({}));
-        let again = ambient(&recorded).unwrap();
+        let again = super::seen(&recorded).unwrap();
         assert_eq!((again.headers.get("x_odd"), again.messages.len()), (Some("1"), 1));
     }
 

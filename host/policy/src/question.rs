@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::bindings::drystone::policy::types::{Request, Route};
-use crate::guest::Ambient;
+use crate::guest::{Ambient, Seen};
 use crate::instance::Instance;
 
 /// One call of a hook. It owns what it asks with, so that it may outlive the request.
@@ -61,9 +61,10 @@ pub(crate) fn route(route: contract::policy::subject::Route) -> Route {
 
 /// What guests may look at while they are asked about `subject`.
 pub(crate) fn ambient(subject: &Subject) -> Ambient {
-    Ambient {
-        headers: subject.headers.clone(),
-        messages: subject.messages.clone(),
-        ..Ambient::default()
-    }
+    seen(subject).ambient()
+}
+
+/// The same, to be added to.
+pub(crate) fn seen(subject: &Subject) -> Seen {
+    Seen { headers: subject.headers.clone(), messages: subject.messages.clone(), ..Seen::default() }
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -104,6 +105,7 @@ impl Beginning {
         let number = u64::from(generation.is_some());
         Ok(Arc::new(Plugin {
             current: ArcSwapOption::new(generation.map(Arc::new)),
+            hold_back: AtomicUsize::new(0),
             history: History { number, ..History::default() }.into(),
             metrics: self.metrics.plugin(&settings.name),
             hook_metrics: Hook::ALL.map(|hook| self.metrics.hook(&settings.name, hook)),

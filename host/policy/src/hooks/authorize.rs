@@ -11,7 +11,7 @@ use crate::bindings::drystone::policy::types::Denial;
 use crate::bindings::exports::drystone::policy::authorize as wit;
 use crate::chain::{Chain, Chains};
 use crate::check;
-use crate::guest::Ambient;
+use crate::guest::{Ambient, Seen};
 use crate::instance::Instance;
 use crate::plugin::Said;
 use crate::question::{Question, route};
@@ -36,7 +36,7 @@ impl Question for Authorize {
     type Verdict = Result<Identity, Denied>;
 
     fn ambient(&self) -> Ambient {
-        Ambient { headers: self.headers.clone(), ..Ambient::default() }
+        Seen { headers: self.headers.clone(), ..Seen::default() }.ambient()
     }
 
     async fn ask(&self, instance: &mut Instance) -> wasmtime::Result<Option<Self::Answer>> {

@@ -16,11 +16,11 @@ use tokio::sync::Mutex;
 use crate::bindings::exports::drystone::policy::on_chunk as wit;
 use crate::chain::{Chain, Chains};
 use crate::check;
-use crate::guest::Ambient;
+use crate::guest::{Ambient, Seen};
 use crate::instance::Instance;
 use crate::json::bytes;
 use crate::plugin::{Plugin, Said};
-use crate::question::{Question, ambient, request};
+use crate::question::{Question, request, seen};
 use crate::quiet::clean;
 
 /// Text of one choice that a plugin may hold; it is room for the longest hold-back.
@@ -71,9 +71,11 @@ impl Question for OnChunk<'_> {
     }
 
     fn input(&self) -> Value {
+        let seen = self.ambient.seen.as_ref();
         json!({
-            "request": self.ambient.request.as_deref(), "chunk": self.chunk,
-            "released": self.ambient.released.last(usize::MAX), "state": bytes(&self.ambient.state),
+            "request": seen.and_then(|seen| seen.request.as_ref()), "chunk": self.chunk,
+            "released": seen.map(|seen| seen.released.last(usize::MAX)),
+            "state": bytes(&self.ambient.state),
         })
     }
 }
@@ -120,13 +122,12 @@ impl Chains {
         if chain.is_empty() {
             return None;
         }
-        let request = Arc::new(request(subject));
         let stage = |plugin: &Arc<Plugin>| Stage {
             plugin: plugin.clone(),
             pending: String::new(),
             released: 0,
             changes: 0,
-            ambient: Ambient { request: Some(request.clone()), ..ambient(subject) },
+            ambient: Seen { request: Some(request(subject)), ..seen(subject) }.ambient(),
         };
         let shadow = |(place, plugin)| {
             let (stage, lost) = (Mutex::new(stage(plugin)), AtomicBool::new(false));
@@ -238,7 +239,9 @@ impl Stage {
     fn release(&mut self, mut text: String, hold_back: usize, stopped: bool) -> Released {
         self.pending = text.split_off(held_from(&text, hold_back));
         self.released += text.len() as u64;
-        self.ambient.released.push(&text);
+        if let Some(seen) = &self.ambient.seen {
+            seen.released.push(&text);
+        }
         Released { text, stopped }
     }
 }
@@ -266,7 +269,7 @@ fn held_from(text: &str, characters: usize) -> usize {
 impl Plugin {
     /// Characters of an answer that wait for more.
     fn hold_back(&self) -> usize {
-        self.current.load().as_ref().map_or(0, |generation| generation.hold_back)
+        self.hold_back.load(Ordering::Relaxed)
     }
 }
 
