@@ -80,13 +80,14 @@ impl Plugin {
         &self,
         question: &Q,
     ) -> Result<Option<Q::Verdict>, Failure> {
-        let Some(generation) = self.current.load_full() else { return Ok(None) };
+        let current = self.current.load();
+        let Some(generation) = &*current else { return Ok(None) };
         if !generation.answers(Q::HOOK) {
             return Ok(None);
         }
         let (start, breaker) = (Clock::now(), &generation.breaker);
         let result = if !breaker.is_open() || breaker.allows(Instant::now()) {
-            self.call(&generation, question).await
+            self.call(generation, question).await
         } else {
             Err(Failure::Quarantined)
         };
