@@ -31,6 +31,8 @@ enum Cut {
     One,
     Peer(usize),
     Nccl(usize),
+    /// Two ranks, each on a device of its own.
+    Apart(CommKind),
 }
 
 impl Cut {
@@ -38,6 +40,7 @@ impl Cut {
         match self {
             Self::Cpu | Self::One => 1,
             Self::Peer(ranks) | Self::Nccl(ranks) => ranks,
+            Self::Apart(_) => 2,
         }
     }
 
@@ -51,6 +54,7 @@ impl Cut {
             Self::One => cuda(1, CommKind::Auto),
             Self::Peer(ranks) => cuda(ranks, CommKind::Peer),
             Self::Nccl(ranks) => cuda(ranks, CommKind::Nccl),
+            Self::Apart(comm) => Parallel { devices: vec![0, 1], ..cuda(2, comm) },
         }
     }
 
@@ -78,8 +82,14 @@ fn cuts(wanted: &[Cut]) -> Option<(MutexGuard<'static, ()>, Vec<Cut>)> {
     let works = |cut: &Cut| match cut.start(&fixture, DType::F32) {
         Ok(_) => true,
         Err(why) => {
-            // The only means that may be missing where there is a GPU.
-            assert!(matches!(cut, Cut::Nccl(_)) && why.to_string().contains("NCCL"), "{why}");
+            // What may be missing where there is a GPU.
+            let lacks = |what: &str| why.to_string().contains(what);
+            let excused = match cut {
+                Cut::Nccl(_) => lacks("NCCL"),
+                Cut::Apart(_) => lacks("NCCL") || lacks("no device 1") || lacks("cannot reach"),
+                _ => false,
+            };
+            assert!(excused, "{why}");
             skipped(*cut, &why);
             false
         }
@@ -104,7 +114,8 @@ fn load(group: &mut Group, fixture: &Fixture, ranks: usize, adapters: &[(String,
 
 #[test]
 fn cuda_computes_what_the_cpu_and_peft_compute_on_any_ranks() {
-    let wanted = [Cut::One, Cut::Peer(2), Cut::Peer(4), Cut::Nccl(2)];
+    let apart = [CommKind::Peer, CommKind::Nccl].map(Cut::Apart);
+    let wanted = [Cut::One, Cut::Peer(2), Cut::Peer(4), Cut::Nccl(2), apart[0], apart[1]];
     let Some((_one, cuts)) = cuts(&wanted) else { return };
     for base in BASES {
         let fixture = Fixture::open(base);
@@ -156,8 +167,8 @@ fn assert_peft(fixture: &Fixture, found: &[Vec<Vec<f32>>; 2]) {
     }
 }
 
-/// The first step of decode is launched piece by piece, the next ones as the graph that it left: for
-/// the same mix of adapters, for another, for fewer rows, for none at all.
+/// The first step of decode is launched piece by piece, the next ones as the graph that it left:
+/// for the same mix of adapters, for another, for fewer rows, for none at all.
 #[test]
 fn decode_of_any_mix_is_one_graph() {
     let Some((_one, _)) = cuts(&[]) else { return };
@@ -247,10 +258,17 @@ fn adapters_add_no_collective_unless_fully_sharded() {
             let sharded =
                 slot.is_some_and(|slot| adapters[slot as usize].1 != PlainSharding::Replicated);
             let lora = if sharded { 4 * LAYERS } else { 0 };
-            let found = cost(&mut group, &[Feed::new(&prompts[0], 1, slot)]);
+            let whole = Feed::new(&prompts[0], 1, slot);
+            let found = cost(&mut group, &[whole.clone()]);
             assert_eq!(found, (BASE, lora), "{cut:?}, slot {slot:?}");
+            // Steps of decode: the first is recorded, and the others are what was recorded.
+            for step in 0..3 {
+                let last = whole.part(whole.tokens.len() - 1, whole.tokens.len());
+                let found = cost(&mut group, &[last]);
+                assert_eq!(found, (BASE, lora), "{cut:?}, slot {slot:?}, step {step} of decode");
+            }
         }
-        assert_eq!(group.counts().get(Purpose::Lora), 4 * LAYERS);
+        assert_eq!(group.counts().get(Purpose::Lora), 4 * 4 * LAYERS);
     }
 }
 
@@ -267,8 +285,7 @@ fn a_cache_that_no_device_holds_is_refused_with_its_size() {
     }
 }
 
-/// A generation that is right for every rank but the second, which divides by zero in the middle of
-/// a step.
+/// A generation that is right for every rank but the second, which divides by zero taking it.
 fn torn(fixture: &Fixture, ranks: usize) -> Arc<Generation> {
     let whole = fixture.generation("plain", ranks, PlainSharding::Replicated);
     let mut torn = (*whole).clone();
@@ -277,20 +294,24 @@ fn torn(fixture: &Fixture, ranks: usize) -> Arc<Generation> {
 }
 
 #[test]
-fn a_rank_that_dies_in_a_step_ends_its_group_and_nobody_waits() {
-    let Some((_one, cuts)) = cuts(&[Cut::Peer(2), Cut::Peer(4), Cut::Nccl(2)]) else { return };
+fn a_rank_that_dies_ends_its_group_and_nobody_waits() {
+    let apart = [CommKind::Peer, CommKind::Nccl].map(Cut::Apart);
+    let wanted = [Cut::Peer(2), Cut::Peer(4), Cut::Nccl(2), apart[0], apart[1]];
+    let Some((_one, cuts)) = cuts(&wanted) else { return };
     let fixture = Fixture::open("llama");
     let prompts = fixture.prompts();
     for cut in cuts {
         let mut group = cut.start(&fixture, DType::Bf16).unwrap();
         logprobs(&mut group, &[Feed::new(&prompts[0], 1, None)]);
-        group.load(Slot(0), torn(&fixture, cut.ranks())).unwrap();
         let start = Instant::now();
-        for _ in 0..2 {
-            let output = group.run(Arc::new(batch(&[Feed::new(&prompts[0], 1, Some(0))])));
-            let Err(Fault::Dead { rank: 1, message }) = output else { panic!("{cut:?}") };
+        let loaded = group.load(Slot(0), torn(&fixture, cut.ranks()));
+        let says = |fault: Fault| {
+            let Fault::Dead { rank: 1, message } = fault else { panic!("{cut:?}: {fault}") };
             assert!(message.contains("panicked"), "{cut:?}: {message}");
-        }
+        };
+        says(loaded.err().unwrap());
+        let output = group.run(Arc::new(batch(&[Feed::new(&prompts[0], 1, None)])));
+        says(output.err().unwrap());
         drop(group);
         assert!(start.elapsed() < Duration::from_secs(10), "{cut:?}: {:?}", start.elapsed());
     }

@@ -1,8 +1,8 @@
 //! Whether this process is one of several that a launcher started to run a replica together.
 //!
-//! Launchers say so in the environment: `torchrun` and what does as it does by `WORLD_SIZE`, `RANK`,
-//! `LOCAL_RANK`, `MASTER_ADDR` and `MASTER_PORT`; Slurm's `srun` by `SLURM_NTASKS`, `SLURM_PROCID` and
-//! `SLURM_LOCALID` beside a `MASTER_ADDR` that the job exports; Kubernetes' LeaderWorkerSet by
+//! Launchers say so in the environment: `torchrun` and its like by `WORLD_SIZE`, `RANK`,
+//! `LOCAL_RANK`, `MASTER_ADDR` and `MASTER_PORT`; Slurm's `srun` by `SLURM_NTASKS`, `SLURM_PROCID`
+//! and `SLURM_LOCALID` beside a `MASTER_ADDR` that the job exports; Kubernetes' LeaderWorkerSet by
 //! `LWS_GROUP_SIZE`, `LWS_WORKER_INDEX` and `LWS_LEADER_ADDRESS`.
 
 /// Where processes meet unless `MASTER_PORT` says otherwise; what PyTorch takes too.

@@ -75,7 +75,8 @@ impl Backend {
             },
             (settings::Backend::Cpu, None) => cpu(parallel, threads),
             (settings::Backend::Cpu, Some(launch)) => refused(format!(
-                "backend = \"cpu\" on {} processes: its ranks are threads of one; \"cuda\" would do",
+                "backend = \"cpu\" on {} processes: its ranks are threads of one process; \"cuda\" \
+                 would do",
                 launch.processes
             )),
         }

@@ -1,8 +1,9 @@
 //! The ranks of a group that live in other processes, seen from the one that leads.
 //!
-//! Processes meet at the leader's address. There each says what it is built of, which has to be what
-//! the leader is built of, and hears the name of the collective. After that a command goes out to
-//! all and a reply comes back from each. A connection that ends ends the group.
+//! Processes meet at the leader's address. There each says what it is built of, which has to be
+//! what the leader is built of, and hears the name of the collective. After that a command goes out
+//! to all and a reply comes back from each. A connection that ends ends the group. Nobody is asked
+//! for a key: the network between the processes is trusted, as NCCL trusts it.
 
 use std::io;
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};

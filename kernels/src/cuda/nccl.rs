@@ -2,6 +2,7 @@
 
 use std::ffi::{CStr, c_char};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use std::{ptr, thread};
 
@@ -22,6 +23,9 @@ const VERSION_MIN: (i32, i32, i32) = (2, 17, 0);
 
 /// Blocks of threads of a rank that shares its device: NCCL does not know that others must fit too.
 const BLOCKS_WHERE_SHARED: i32 = 2;
+
+/// How long a rank that ends waits for NCCL to end.
+const ENDING: Duration = Duration::from_secs(10);
 
 /// How often a group that waits is looked at.
 const GLANCE: Duration = Duration::from_millis(500);
@@ -91,6 +95,8 @@ pub struct Place {
 struct Inner {
     comm: Option<Communicator>,
     state: Option<State>,
+    /// NCCL, ending what runs.
+    ending: Option<JoinHandle<()>>,
     /// Since when nothing has come back of what was launched.
     waiting: Option<Instant>,
 }
@@ -123,18 +129,24 @@ impl NcclEnd {
 }
 
 impl Inner {
-    /// Ends what runs; the first reason is kept.
+    /// Ends what runs; the first reason is kept. NCCL frees its kernels at once, but comes back only
+    /// when no graph is left that holds some, so nobody waits for it but the rank itself.
     fn give_up(&mut self, state: State) {
         self.state = self.state.or(Some(state));
-        if let Some(Communicator(comm)) = self.comm.take() {
-            // SAFETY: the handle is NCCL's own and goes with this call, which also ends its
-            // kernels. A failure leaves nothing to be done.
-            let _ = unsafe { result::comm_abort(comm) };
-        }
+        let Some(comm) = self.comm.take() else { return };
+        // Without a thread it is left as it is: its devices wait until the process ends.
+        let ending = thread::Builder::new().name("nccl-end".to_owned()).spawn(|| comm.end());
+        self.ending = ending.ok();
     }
 }
 
 impl Communicator {
+    fn end(self) {
+        // SAFETY: the handle is NCCL's own and goes with this call. A failure leaves nothing to be
+        // done.
+        let _ = unsafe { result::comm_abort(self.0) };
+    }
+
     fn failed(&self) -> bool {
         let mut error = sys::ncclResult_t::ncclSuccess;
         // SAFETY: the handle is alive and the pointer is to a live value.
@@ -297,6 +309,12 @@ impl Link for Nccl {
 impl Drop for Nccl {
     fn drop(&mut self) {
         self.end.stop();
+        // A rank drops its graphs before this, so it comes back.
+        let Some(ending) = self.end.inner().ending.take() else { return };
+        let deadline = Instant::now() + ENDING;
+        while !ending.is_finished() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
