@@ -1,7 +1,9 @@
 //! Collectives by NCCL, which is looked for when a group wants it.
 
 use std::ffi::{CStr, c_char};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use std::{ptr, thread};
 
@@ -22,6 +24,9 @@ const VERSION_MIN: (i32, i32, i32) = (2, 17, 0);
 
 /// Blocks of threads of a rank that shares its device: NCCL does not know that others must fit too.
 const BLOCKS_WHERE_SHARED: i32 = 2;
+
+/// How long the last rank of a process waits for NCCL to end.
+const ENDING: Duration = Duration::from_secs(10);
 
 /// How often a group that waits is looked at.
 const GLANCE: Duration = Duration::from_millis(500);
@@ -74,6 +79,8 @@ pub struct NcclEnd {
     /// The group's name; one of the ends has it.
     name: Option<NcclName>,
     inner: Mutex<Inner>,
+    /// Ranks of this process that have left; the first one's end counts.
+    left: AtomicUsize,
 }
 
 /// One rank among those of its group.
@@ -91,6 +98,8 @@ pub struct Place {
 struct Inner {
     comm: Option<Communicator>,
     state: Option<State>,
+    /// NCCL, ending what runs.
+    ending: Option<JoinHandle<()>>,
     /// Since when nothing has come back of what was launched.
     waiting: Option<Instant>,
 }
@@ -123,18 +132,25 @@ impl NcclEnd {
 }
 
 impl Inner {
-    /// Ends what runs; the first reason is kept.
+    /// Ends what runs; the first reason is kept. NCCL ends its kernels at once, but one of these
+    /// calls, for all communicators of a process, comes back only when no graph of any of its ranks
+    /// is left. So the ranks do not wait for it, but the last of them to leave.
     fn give_up(&mut self, state: State) {
         self.state = self.state.or(Some(state));
-        if let Some(Communicator(comm)) = self.comm.take() {
-            // SAFETY: the handle is NCCL's own and goes with this call, which also ends its
-            // kernels. A failure leaves nothing to be done.
-            let _ = unsafe { result::comm_abort(comm) };
-        }
+        let Some(comm) = self.comm.take() else { return };
+        // Without a thread it is left as it is: its devices wait until the process ends.
+        let ending = thread::Builder::new().name("nccl-end".to_owned()).spawn(|| comm.end());
+        self.ending = ending.ok();
     }
 }
 
 impl Communicator {
+    fn end(self) {
+        // SAFETY: the handle is NCCL's own and goes with this call. A failure leaves nothing to be
+        // done.
+        let _ = unsafe { result::comm_abort(self.0) };
+    }
+
     fn failed(&self) -> bool {
         let mut error = sys::ncclResult_t::ncclSuccess;
         // SAFETY: the handle is alive and the pointer is to a live value.
@@ -155,6 +171,8 @@ pub struct Nccl {
     device: Arc<Device>,
     ranks: usize,
     end: Arc<NcclEnd>,
+    /// Of all ranks of this process.
+    ends: Vec<Arc<NcclEnd>>,
 }
 
 impl Cuda {
@@ -181,7 +199,8 @@ impl Cuda {
         joined.during(&format!("joining {ranks} ranks{}", advice(sharing)))?;
         end.inner().comm = Some(Communicator(comm));
         watch(rank, end, timeout)?;
-        Ok(Nccl { device: Arc::clone(&self.device), ranks, end: Arc::clone(end) })
+        let (device, end) = (Arc::clone(&self.device), Arc::clone(end));
+        Ok(Nccl { device, ranks, end, ends: ends.to_vec() })
     }
 }
 
@@ -297,6 +316,17 @@ impl Link for Nccl {
 impl Drop for Nccl {
     fn drop(&mut self) {
         self.end.stop();
+        if self.ends[0].left.fetch_add(1, Ordering::AcqRel) + 1 < self.ends.len() {
+            return;
+        }
+        // Every rank dropped its graphs before it came here.
+        let deadline = Instant::now() + ENDING;
+        let ends = self.ends.iter().filter_map(|end| end.inner().ending.take());
+        for ending in ends {
+            while !ending.is_finished() && Instant::now() < deadline {
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
     }
 }
 
