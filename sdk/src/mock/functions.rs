@@ -212,6 +212,9 @@ pub mod answer {
     use crate::mock::with;
     use crate::types::Request;
 
+    /// Most that servers keep.
+    const STATE_BYTES: usize = 4 << 10;
+
     pub fn asked() -> Option<Request> {
         with(|host| host.asked.clone())
     }
@@ -229,6 +232,7 @@ pub mod answer {
     }
 
     pub fn set_state(state: &[u8]) {
+        assert!(state.len() <= STATE_BYTES, "{} bytes of state fail the call", state.len());
         with(|host| host.state = state.to_vec());
     }
 }
