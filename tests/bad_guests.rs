@@ -179,7 +179,7 @@ fn unusable() -> [(&'static str, Vec<u8>, &'static str); 7] {
         (
             "allow = { messages = true, text = true }\nconfig = { pattern = [\"a\"] }",
             redactor,
-            "config.pattern = [\"a\"]: there is no such key; longest, patterns or replacement",
+            "config.pattern = [\"a\"]: there is no such key; patterns, longest or replacement",
         ),
     ]
 }

@@ -1,4 +1,4 @@
-// out = x weight^T (+ bias) for few rows of 16 bits: weights stream from memory to tensor cores.
+// out = x weight^T (+ bias) for up to 8 rows of 16 bits: weights stream from memory to tensor cores.
 // A block takes 16 TILES outputs; its warps cut the inputs, and their sums are added up in order.
 // The outputs are the left operand's rows and the rows of x the right one's columns. Both operands
 // go from memory to registers as they lie, 16 bytes a lane: a product does not mind in which order
@@ -6,6 +6,8 @@
 // from 8 t on: of outputs g and g + 8, and of row g.
 #include "mma.cuh"
 #include "params.cuh"
+
+constexpr u32 ROWS = 8;
 
 // 16 bytes that are read once.
 __device__ inline uint4 stream(const Element* from) {
@@ -17,20 +19,20 @@ __device__ inline uint4 stream(const Element* from) {
 }
 
 // What a warp has on its way of 32 inputs.
-template <int TILES, int GROUPS>
+template <int TILES>
 struct Ahead {
-    uint4 weight[TILES][2], x[GROUPS];
+    uint4 weight[TILES][2], x;
 };
 
-template <int TILES, int GROUPS>
+template <int TILES>
 struct Warp {
     // As much as there are registers for.
-    static constexpr int AHEAD = TILES == 1 ? (GROUPS == 1 ? 6 : 4) : (GROUPS == 1 ? 4 : 3);
+    static constexpr int AHEAD = TILES == 1 ? 6 : 4;
 
     const GemmFewParams& p;
     u32 output, g, t, begin, end;  // of the steps of 32 inputs
-    Ahead<TILES, GROUPS> ahead[AHEAD];
-    float sums[TILES][GROUPS][4];
+    Ahead<TILES> ahead[AHEAD];
+    float sums[TILES][4];
 
     __device__ Warp(const GemmFewParams& p) : p(p), output(blockIdx.x * TILES * 16), sums() {
         const u32 warp = threadIdx.x / 32, warps = blockDim.x / 32, steps = (p.inputs + 31) / 32;
@@ -41,7 +43,7 @@ struct Warp {
 
     __device__ bool within(u32 step) const { return step < end && step * 32 + t * 8 < p.inputs; }
 
-    __device__ void fetch_weights(Ahead<TILES, GROUPS>& to, u32 step) const {
+    __device__ void fetch_weights(Ahead<TILES>& to, u32 step) const {
 #pragma unroll
         for (int tile = 0; tile < TILES; tile++) {
 #pragma unroll
@@ -54,35 +56,26 @@ struct Warp {
         }
     }
 
-    __device__ void fetch_x(Ahead<TILES, GROUPS>& to, u32 step) const {
-#pragma unroll
-        for (int group = 0; group < GROUPS; group++) {
-            const u64 row = group * 8 + g;
-            to.x[group] = uint4{};
-            if (row >= p.rows || !within(step)) continue;
-            to.x[group] = fetch<8>(p.x + row * p.inputs + step * 32 + t * 8).raw.words;
-        }
+    __device__ void fetch_x(Ahead<TILES>& to, u32 step) const {
+        to.x = uint4{};
+        if (g >= p.rows || !within(step)) return;
+        to.x = fetch<8>(p.x + static_cast<u64>(g) * p.inputs + step * 32 + t * 8).raw.words;
     }
 
-    __device__ void multiply(const Ahead<TILES, GROUPS>& from) {
+    __device__ void multiply(const Ahead<TILES>& from) {
 #pragma unroll
         for (int tile = 0; tile < TILES; tile++) {
             const uint4 a = from.weight[tile][0], b = from.weight[tile][1];
             const u32 first[4] = {a.x, b.x, a.y, b.y}, second[4] = {a.z, b.z, a.w, b.w};
-#pragma unroll
-            for (int group = 0; group < GROUPS; group++) {
-                const uint4 x = from.x[group];
-                multiply_add(sums[tile][group], first, x.x, x.y);
-                multiply_add(sums[tile][group], second, x.z, x.w);
-            }
+            multiply_add(sums[tile], first, from.x.x, from.x.y);
+            multiply_add(sums[tile], second, from.x.z, from.x.w);
         }
     }
 
-    // The weights of this warp behind those that registers hold, a lane a row, as far as the cache
-    // has room for what all blocks ask of it.
+    // The weights of this warp behind those that registers hold, a lane a row.
     __device__ void bring_rest() const {
         const u32 lane = threadIdx.x % 32, first = (begin + AHEAD) * 32;
-        const u32 last = min(min(end * 32, p.inputs), first + p.ahead);
+        const u32 last = min(end * 32, p.inputs);
         if (lane >= TILES * 16 || first >= last || output + lane >= p.outputs) return;
         const Element* row = p.weight + static_cast<u64>(output + lane) * p.inputs;
         bring_to_cache(row + first, (last - first) * sizeof(Element));
@@ -107,22 +100,18 @@ struct Warp {
     }
 };
 
-template <class Out, int TILES, int GROUPS, int WARPS>
+template <class Out, int TILES, int WARPS>
 __device__ void gemm(const GemmFewParams& p) {
     constexpr int OUTPUTS = TILES * 16, STRIDE = OUTPUTS + 4;  // the padding parts the banks
-    __shared__ float shares[WARPS][GROUPS * 8][STRIDE];
-    Warp<TILES, GROUPS> warp(p);
+    __shared__ float shares[WARPS][ROWS][STRIDE];
+    Warp<TILES> warp(p);
     warp.run();
     float(*own)[STRIDE] = shares[threadIdx.x / 32];
 #pragma unroll
     for (int tile = 0; tile < TILES; tile++) {
 #pragma unroll
-        for (int group = 0; group < GROUPS; group++) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const u32 row = group * 8 + warp.t * 2 + i % 2;
-                own[row][tile * 16 + i / 2 * 8 + warp.g] = warp.sums[tile][group][i];
-            }
+        for (int i = 0; i < 4; i++) {
+            own[warp.t * 2 + i % 2][tile * 16 + i / 2 * 8 + warp.g] = warp.sums[tile][i];
         }
     }
     __syncthreads();
@@ -137,19 +126,14 @@ __device__ void gemm(const GemmFewParams& p) {
     }
 }
 
-// By outputs of a block, and by the most rows. One block of 16 warps, or two of 8, fill the
-// registers of a multiprocessor.
-#define GEMM_FEW(OUT, SUFFIX, GROUPS)                                          \
-    extern "C" __global__ void __launch_bounds__(512, 1)                       \
-        gemm_few_16_##GROUPS##SUFFIX(GemmFewParams p) {                        \
-        gemm<OUT, 1, GROUPS, 16>(p);                                           \
-    }                                                                          \
-    extern "C" __global__ void __launch_bounds__(256, 2)                       \
-        gemm_few_32_##GROUPS##SUFFIX(GemmFewParams p) {                        \
-        gemm<OUT, 2, GROUPS, 8>(p);                                            \
+// By outputs of a block. One block of 16 warps, or two of 8, fill the registers of a multiprocessor.
+#define GEMM_FEW(OUT, SUFFIX)                                                                   \
+    extern "C" __global__ void __launch_bounds__(512, 1) gemm_few_16##SUFFIX(GemmFewParams p) { \
+        gemm<OUT, 1, 16>(p);                                                                    \
+    }                                                                                           \
+    extern "C" __global__ void __launch_bounds__(256, 2) gemm_few_32##SUFFIX(GemmFewParams p) { \
+        gemm<OUT, 2, 8>(p);                                                                     \
     }
 
-GEMM_FEW(Element, , 1)
-GEMM_FEW(Element, , 2)
-GEMM_FEW(float, _full, 1)
-GEMM_FEW(float, _full, 2)
+GEMM_FEW(Element, )
+GEMM_FEW(float, _full)

@@ -105,7 +105,6 @@ struct GemmFewParams {
     const void* bias;       // [outputs], or null; of the type of `out`
     void* out;              // [rows, outputs]
     u32 rows, inputs, outputs;
-    u32 ahead;  // inputs of a warp that it has brought to the cache
 };
 static_assert(sizeof(GemmFewParams) == 48, "kernels/src/cuda/gemm_few.rs has the twin");
 
@@ -175,10 +174,12 @@ struct LoraDecodeParams {
     Element* y;        // expand: [rows, width]
     float* h;          // [splits, rows, h_stride]
     u32 rows, width, h_stride, splits, shrink_tiles, targets;
+    u32 columns;  // expand: of a piece, a multiple of 256
+    u32 staged;   // expand: room for a row's shrunk activations, of one pair
     u32 tile_end[TARGETS_MAX];      // expand: tiles of columns up to the end of a target
     u32 target_column[TARGETS_MAX];  // where a target starts in the site's output row
 };
-static_assert(sizeof(LoraDecodeParams) == 144, "kernels/src/cuda/lora_decode.rs has the twin");
+static_assert(sizeof(LoraDecodeParams) == 152, "kernels/src/cuda/lora_decode.rs has the twin");
 
 struct LoraRowsParams {
     LoraParams lora;
@@ -188,12 +189,37 @@ struct LoraRowsParams {
 };
 static_assert(sizeof(LoraRowsParams) == 96, "kernels/src/cuda/lora_rows.rs has the twin");
 
-struct ArgmaxParams {
-    const float* logits;  // [parts, rows, part_width]
-    u32* tokens;          // [rows], a block each
-    u32 parts, rows, part_width, vocab;
+// How a row's token is drawn: kernels/src/sampling/device.rs has the twin. All zeros ask for the
+// largest logit.
+struct Draw {
+    double share;  // of the whole, in [0, 1): the token at which the running sum of weights passes it
+    float temperature, top_p, min_p;
+    u32 top_k;
+    float repetition_penalty, presence_penalty, frequency_penalty;
+    u32 edits;  // where they start, in words from this draw on
+    u32 edit_count;
+    u32 padding;
 };
-static_assert(sizeof(ArgmaxParams) == 32, "kernels/src/cuda/sample.rs has the twin");
+static_assert(sizeof(Draw) == 48, "kernels/src/sampling/device.rs has the twin");
+
+// What is said about one token.
+struct Edit {
+    u32 token;
+    float bias;
+    u32 count;  // how often it is in the output
+    u32 flags;
+};
+static_assert(sizeof(Edit) == 16, "kernels/src/sampling/device.rs has the twin");
+
+constexpr u32 EDIT_BANNED = 1, EDIT_SEEN = 2;
+
+struct ChooseParams {
+    float* logits;  // [parts, rows, part_width]
+    u32* tokens;    // [rows], a block each
+    const Draw* draws;
+    u32 rows, part_width, vocab;
+};
+static_assert(sizeof(ChooseParams) == 40, "kernels/src/cuda/sample.rs has the twin");
 
 // Bounds of collectives over peer memory; kernels/src/cuda/peer.rs has the twins.
 constexpr u32 PEER_RANKS_MAX = 8, PEER_BLOCKS_MAX = 32, PEER_THREADS = 512;

@@ -76,9 +76,13 @@ impl<T: Schema> Schema for Box<T> {
 
 impl<T: Schema> Schema for Option<T> {
     fn keywords(out: &mut String) {
-        out.push_str(r#""anyOf":["#);
-        object::<T>(out);
-        out.push_str(r#",{"type":"null"}]"#);
+        let mut own = String::new();
+        T::keywords(&mut own);
+        let named = own.strip_prefix(r#""type":""#).and_then(|rest| rest.split_once('"'));
+        match named {
+            Some((name, rest)) => out.extend([r#""type":[""#, name, r#"","null"]"#, rest]),
+            None => out.extend([r#""anyOf":[{"#, &own, r#"},{"type":"null"}]"#]),
+        }
     }
 }
 
@@ -125,7 +129,8 @@ mod tests {
         #[serde(default)]
         by_name: BTreeMap<String, u8>,
         #[serde(rename = "kind", default = "first")]
-        way: Way,
+        first: Way,
+        way: Option<Way>,
     }
 
     #[crate::config]
@@ -167,7 +172,12 @@ mod tests {
         assert_eq!(schema["required"], json!(["rules"]));
         let properties = &schema["properties"];
         assert_eq!(properties["rules"]["description"], "The rules.");
-        assert_eq!(properties["weight"]["anyOf"], json!([{"type": "number"}, {"type": "null"}]));
+        assert_eq!(properties["weight"]["type"], json!(["number", "null"]));
+        let way = &properties["way"]["anyOf"];
+        assert_eq!(
+            (&way[0]["oneOf"][0]["const"], &way[1]["type"]),
+            (&json!("first"), &json!("null"))
+        );
         assert_eq!(properties["by_name"]["additionalProperties"]["maximum"], 255);
         let rule = &properties["rules"]["items"];
         assert_eq!(rule["properties"]["most-words"]["minimum"], -128);
@@ -179,7 +189,7 @@ mod tests {
         let read = crate::configuration::read::<Config>;
         let config = read(r#"{"rules": [{"most-words": 2}], "kind": {"by_hash": 7}}"#).unwrap();
         assert_eq!(
-            format!("{:?} {:?}", config.rules[0], config.way),
+            format!("{:?} {:?}", config.rules[0], config.first),
             "Rule { most_words: 2 } ByHash(7)"
         );
         assert!(read(r#"{"rules": [], "kind": {"weighted": {"by": "x"}}}"#).is_ok());

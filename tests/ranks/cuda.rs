@@ -167,8 +167,8 @@ fn assert_peft(fixture: &Fixture, found: &[Vec<Vec<f32>>; 2]) {
     }
 }
 
-/// The first step of decode is launched piece by piece, the next ones as the graph that it left: for
-/// the same mix of adapters, for another, for fewer rows, for none at all.
+/// The first step of decode is launched piece by piece, the next ones as the graph that it left:
+/// for the same mix of adapters, for another, for fewer rows, for none at all.
 #[test]
 fn decode_of_any_mix_is_one_graph() {
     let Some((_one, _)) = cuts(&[]) else { return };
@@ -258,10 +258,17 @@ fn adapters_add_no_collective_unless_fully_sharded() {
             let sharded =
                 slot.is_some_and(|slot| adapters[slot as usize].1 != PlainSharding::Replicated);
             let lora = if sharded { 4 * LAYERS } else { 0 };
-            let found = cost(&mut group, &[Feed::new(&prompts[0], 1, slot)]);
+            let whole = Feed::new(&prompts[0], 1, slot);
+            let found = cost(&mut group, std::slice::from_ref(&whole));
             assert_eq!(found, (BASE, lora), "{cut:?}, slot {slot:?}");
+            // Steps of decode: the first is recorded, and the others are what was recorded.
+            for step in 0..3 {
+                let last = whole.part(whole.tokens.len() - 1, whole.tokens.len());
+                let found = cost(&mut group, &[last]);
+                assert_eq!(found, (BASE, lora), "{cut:?}, slot {slot:?}, step {step} of decode");
+            }
         }
-        assert_eq!(group.counts().get(Purpose::Lora), 4 * LAYERS);
+        assert_eq!(group.counts().get(Purpose::Lora), 4 * 4 * LAYERS);
     }
 }
 
@@ -278,8 +285,7 @@ fn a_cache_that_no_device_holds_is_refused_with_its_size() {
     }
 }
 
-/// A generation that is right for every rank but the second, which divides by zero in the middle of
-/// a step.
+/// A generation that is right for every rank but the second, which divides by zero taking it.
 fn torn(fixture: &Fixture, ranks: usize) -> Arc<Generation> {
     let whole = fixture.generation("plain", ranks, PlainSharding::Replicated);
     let mut torn = (*whole).clone();
@@ -288,7 +294,7 @@ fn torn(fixture: &Fixture, ranks: usize) -> Arc<Generation> {
 }
 
 #[test]
-fn a_rank_that_dies_in_a_step_ends_its_group_and_nobody_waits() {
+fn a_rank_that_dies_ends_its_group_and_nobody_waits() {
     let apart = [CommKind::Peer, CommKind::Nccl].map(Cut::Apart);
     let wanted = [Cut::Peer(2), Cut::Peer(4), Cut::Nccl(2), apart[0], apart[1]];
     let Some((_one, cuts)) = cuts(&wanted) else { return };
@@ -297,13 +303,15 @@ fn a_rank_that_dies_in_a_step_ends_its_group_and_nobody_waits() {
     for cut in cuts {
         let mut group = cut.start(&fixture, DType::Bf16).unwrap();
         logprobs(&mut group, &[Feed::new(&prompts[0], 1, None)]);
-        group.load(Slot(0), torn(&fixture, cut.ranks())).unwrap();
         let start = Instant::now();
-        for _ in 0..2 {
-            let output = group.run(Arc::new(batch(&[Feed::new(&prompts[0], 1, Some(0))])));
-            let Err(Fault::Dead { rank: 1, message }) = output else { panic!("{cut:?}") };
+        let loaded = group.load(Slot(0), torn(&fixture, cut.ranks()));
+        let says = |fault: Fault| {
+            let Fault::Dead { rank: 1, message } = fault else { panic!("{cut:?}: {fault}") };
             assert!(message.contains("panicked"), "{cut:?}: {message}");
-        }
+        };
+        says(loaded.err().unwrap());
+        let output = group.run(Arc::new(batch(&[Feed::new(&prompts[0], 1, None)])));
+        says(output.err().unwrap());
         drop(group);
         assert!(start.elapsed() < Duration::from_secs(10), "{cut:?}: {:?}", start.elapsed());
     }

@@ -51,6 +51,10 @@ pub trait Comm<B>: Send {
         Ok(())
     }
 
+    /// From `on` until off, collectives are recorded for a graph instead of run: they count for
+    /// nothing, and nobody has to meet.
+    fn record(&mut self, _on: bool) {}
+
     /// Counts collectives that a replayed graph does without a call.
     fn count(&mut self, _why: Purpose, _times: u64) {}
 

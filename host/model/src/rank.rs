@@ -1,9 +1,11 @@
 //! The forward pass of one rank.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use collective::comm::Comm;
-use contract::adapter::{Generation, Slot};
+use contract::adapter::{Exchange, Generation, Slot};
+use contract::counts::Purpose;
 use contract::step::{Answer, Batch};
 use contract::tensor::DType;
 use kernels::ops::{Ops, Rows, WeightView};
@@ -30,6 +32,8 @@ pub struct Rank<O: Ops, C: Comm<O::Buf>> {
     shrunk: Shrunk<O>,
     /// Rows that the activations have room for.
     rows_max: usize,
+    /// Slots whose adapters need collectives of their own.
+    exchanging: HashSet<Slot>,
 }
 
 impl<O: Ops, C: Comm<O::Buf>> Rank<O, C> {
@@ -46,17 +50,34 @@ impl<O: Ops, C: Comm<O::Buf>> Rank<O, C> {
         let activations = Activations::new(&mut ops, blueprint.rows_max, widths)?;
         let shrunk = Shrunk::new(&mut ops, blueprint.rows_max)?;
         let rows_max = blueprint.rows_max;
-        Ok(Self { ops, comm, vocabulary, layers, head, rope, activations, shrunk, rows_max })
+        let exchanging = HashSet::new();
+        Ok(Self {
+            ops,
+            comm,
+            vocabulary,
+            layers,
+            head,
+            rope,
+            activations,
+            shrunk,
+            rows_max,
+            exchanging,
+        })
     }
 
     /// Computes one step. The first rank returns the answers, the others none.
     pub fn forward(&mut self, batch: &Arc<Batch>) -> Result<Vec<Answer>> {
-        // Collectives are not recorded: their ranks meet between launches.
-        let rows_max = if self.comm.ranks() == 1 { self.rows_max } else { 0 };
+        let rows_max = if self.may_be_recorded(batch) { self.rows_max } else { 0 };
         let step = self.ops.step(batch, rows_max)?;
+        let collectives = self.collectives();
         let Self { ops, comm, vocabulary, layers, head, rope, activations, shrunk, .. } = self;
         let adapted = batch.segments.iter().any(|segment| segment.slot.is_some());
-        ops.launch(&step, |ops| -> Result<()> {
+        let mut runs = 0;
+        comm.meet()?;
+        let launched = ops.launch(&step, |ops| -> Result<()> {
+            // Where it is launched twice, the second time is a recording.
+            comm.record(runs > 0);
+            runs += 1;
             let shrunk = adapted.then_some(&mut *shrunk);
             let mut pass = Pass { ops, comm, step: &step, rows: step.rows(), shrunk, rope };
             vocabulary.embed(&mut pass, &mut activations.residual)?;
@@ -66,11 +87,30 @@ impl<O: Ops, C: Comm<O::Buf>> Rank<O, C> {
             let elements = pass.rows * head.hidden;
             pass.ops.add(&activations.hidden, elements, &mut activations.residual)?;
             head.start(&mut pass, activations, vocabulary)
-        })?;
+        });
+        comm.record(false);
+        launched?;
+        if runs == 0 {
+            comm.count(Purpose::Base, collectives);
+        }
+        comm.meet()?;
         let mut pass = Pass { ops, comm, step: &step, rows: step.rows(), shrunk: None, rope };
         let answers = head.answer(&mut pass, activations, vocabulary, batch)?;
         comm.settle()?;
         Ok(answers)
+    }
+
+    /// Whether a graph may be recorded for steps like this one. An adapter's own exchange is as
+    /// long as the batch's adapters make it, so it cannot be part of one. All ranks come to the
+    /// same answer, as they must: a replayed collective meets none that is launched by itself.
+    fn may_be_recorded(&self, batch: &Batch) -> bool {
+        let slots = batch.segments.iter().filter_map(|segment| segment.slot);
+        slots.into_iter().all(|slot| !self.exchanging.contains(&slot))
+    }
+
+    /// Of a recorded step: one for the embedding, two a layer, one for the logits.
+    fn collectives(&self) -> u64 {
+        2 * self.layers.len() as u64 + 2
     }
 
     /// Puts this rank's local pairs into `slot`. After an error the slot is empty.
@@ -85,6 +125,11 @@ impl<O: Ops, C: Comm<O::Buf>> Rank<O, C> {
     fn try_load(&mut self, slot: Slot, generation: &Generation) -> Result<()> {
         let (rank, ranks) = (self.comm.rank(), self.comm.ranks());
         fits(generation, ranks, self.layers.len())?;
+        if exchanges(generation, rank) {
+            self.exchanging.insert(slot);
+        } else {
+            self.exchanging.remove(&slot);
+        }
         for (layer, pairs) in self.layers.iter_mut().zip(&generation.ranks[rank]) {
             for site in layer.sites() {
                 self.shrunk.reserve(&mut self.ops, site.widths(pairs), ranks)?;
@@ -98,6 +143,7 @@ impl<O: Ops, C: Comm<O::Buf>> Rank<O, C> {
     pub fn unload(&mut self, slot: Slot) {
         let sites = self.layers.iter_mut().flat_map(Layer::sites);
         sites.for_each(|site| site.unload(&mut self.ops, slot));
+        self.exchanging.remove(&slot);
     }
 }
 
@@ -110,6 +156,12 @@ fn fits(generation: &Generation, ranks: usize, layers: usize) -> Result<()> {
         "adapter {:?} is cut for {} ranks and {} layers; this group has {ranks} and {layers}",
         generation.name, cut.0, cut.1
     )))
+}
+
+/// Whether a rank's pairs need a collective between shrink and expand.
+fn exchanges(generation: &Generation, rank: usize) -> bool {
+    let mut pairs = generation.ranks[rank].iter().flatten().flatten();
+    pairs.any(|pair| pair.shape.exchange != Exchange::None)
 }
 
 fn widths(config: &ModelConfig, rank: usize, ranks: usize) -> Widths {

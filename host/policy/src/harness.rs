@@ -13,7 +13,7 @@ use crate::background::wait;
 use crate::engine;
 use crate::failure::Failure;
 use crate::generation::first;
-use crate::guest::Services;
+use crate::guest::{Ambient, Services};
 use crate::hooks::admit::Admit;
 use crate::hooks::authorize::Authorize;
 use crate::hooks::on_chunk::OnChunk;
@@ -140,8 +140,8 @@ impl Started {
                 self.put(&ScoreReplicas { demand, replicas, ambient }).await
             }
             Hook::OnChunk => {
-                let (request, chunk) = (Arc::new(about()?), part!(chunk));
-                self.put(&OnChunk { request, chunk, ambient }).await
+                let ambient = Ambient { request: Some(Arc::new(about()?)), ..ambient };
+                self.put(&OnChunk { chunk: part!(chunk), ambient: &ambient }).await
             }
             Hook::OnResponse => {
                 let response = part!(response);

@@ -37,6 +37,7 @@ pub(crate) struct Pool {
 }
 
 #[derive(Default)]
+#[expect(clippy::vec_box, reason = "an instance is large, and moves with every call")]
 struct Waiting {
     /// For a call.
     ready: Vec<Box<Instance>>,

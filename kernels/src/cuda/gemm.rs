@@ -83,7 +83,8 @@ impl Gemm {
             bias,
             out: out.address(out_type, rows * outputs),
         };
-        if let Some(few) = device.kernels.gemm_few.as_ref().filter(|_| GemmFew::takes(rows, inputs))
+        if let Some(few) =
+            device.kernels.gemm_few.as_ref().filter(|_| GemmFew::takes(rows, inputs, outputs))
         {
             let params = GemmFewParams::new(&addresses, (rows, inputs, outputs));
             return few.launch(device, out_type, &params);

@@ -17,18 +17,18 @@ use super::pick_rows::PickRowsParams;
 use super::program::Programs;
 use super::rms_norm::RmsNormParams;
 use super::rope_kv_store::RopeKvStoreParams;
-use super::sample::ArgmaxParams;
+use super::sample::ChooseParams;
 use super::silu_mul::SiluMulParams;
 
 /// The kernels of one element type on one device.
 pub struct Kernels {
     pub add: Kernel<AddParams>,
     pub add_rms_norm: Kernel<AddRmsNormParams>,
-    pub argmax: Kernel<ArgmaxParams>,
     /// By lanes that hold one position (8, 16, 32), and by heads at once (1, 4).
     pub attention_rows: [[Kernel<AttentionParams>; 2]; 3],
     /// By head width; empty for f32.
     pub attention_tensor: Vec<TensorCores>,
+    pub choose: Kernel<ChooseParams>,
     pub embed: Kernel<EmbedParams>,
     /// Not for f32.
     pub gemm_few: Option<GemmFew>,
@@ -60,13 +60,13 @@ impl Kernels {
         Ok(Self {
             add: Kernel::new(programs, "add", "add")?,
             add_rms_norm: Kernel::new(programs, "add_rms_norm", "add_rms_norm")?,
-            argmax: Kernel::new(programs, "argmax", "argmax")?,
             attention_rows: [
                 rows("attention_rows_8_1", "attention_rows_8_4")?,
                 rows("attention_rows_16_1", "attention_rows_16_4")?,
                 rows("attention_rows_32_1", "attention_rows_32_4")?,
             ],
             attention_tensor: TensorCores::all(programs)?,
+            choose: Kernel::new(programs, "choose", "choose")?,
             embed: Kernel::new(programs, "embed", "embed")?,
             gemm_few: GemmFew::new(programs)?,
             head_norm: Kernel::new(programs, "head_norm", "head_norm")?,

@@ -269,7 +269,7 @@ impl PairEntry {
 
     /// Whether A is one block, and B's blocks start and end at tiles of columns.
     pub fn is_even(&self) -> bool {
-        let even = |columns: u32| columns as usize % COLUMNS == 0;
+        let even = |columns: u32| (columns as usize).is_multiple_of(COLUMNS);
         self.shrink_rank == 0
             || self.a_blocks == 1 && even(self.output) && even(self.outputs / self.b_blocks)
     }

@@ -57,7 +57,7 @@ use contract::tensor::DType;
 use crate::error::{Error, Result};
 use crate::lora::{SiteShape, SlotPairs};
 use crate::ops::{CacheShape, HeadNorm, Heads, LogitsLayout, Ops, Precision, WeightView};
-use crate::sampling::wants_largest;
+use crate::sampling::device::on_device;
 
 use attention::Scratch;
 use cache::Cache;
@@ -316,9 +316,9 @@ impl Ops for Cuda {
         step: &Step,
         first: usize,
     ) -> Result<()> {
-        let queries = step.batch.queries[first..].iter().take(layout.rows);
-        match step.alike.is_some() || queries.into_iter().any(wants_largest) {
-            true => sample::argmax(&self.device, &mut self.tokens, logits, layout),
+        let mut queries = step.batch.queries[first..].iter().take(layout.rows);
+        match step.alike.is_some() || queries.any(|query| on_device(query).is_some()) {
+            true => sample::choose(&self.device, &mut self.tokens, logits, layout, (step, first)),
             false => Ok(()),
         }
     }

@@ -41,8 +41,8 @@ const HEADERS: &[Source] = embedded!(
 );
 
 const SOURCES: &[Source] = embedded!(
-    ".cu": "add", "add_rms_norm", "argmax", "attention_decode", "attention_rows",
-    "attention_tiles", "embed", "gemm_few", "head_norm", "lora_decode", "lora_expand",
+    ".cu": "add", "add_rms_norm", "attention_decode", "attention_rows",
+    "attention_tiles", "choose", "embed", "gemm_few", "head_norm", "lora_decode", "lora_expand",
     "lora_rows", "lora_shrink", "peer_gather", "peer_reduce", "pick_rows", "rms_norm",
     "rope_kv_store", "silu_mul"
 );

@@ -1,34 +1,36 @@
-//! Launches `argmax.cu`, and answers what it cannot.
+//! Launches `choose.cu`, and answers what it does not.
 //!
-//! The largest logit of every row is found where the logits are, and comes back as one token a row.
-//! Every draw that is not greedy, and every question about logprobs, brings its row of logits to
-//! the host, where all backends sample alike.
+//! Draws come back as one token a row. What else is asked, about logprobs, brings its row of logits
+//! to the host, where all backends answer alike.
 
 use contract::step::{Answer, Batch};
 use contract::tensor::DType;
 
 use crate::error::Result;
 use crate::ops::LogitsLayout;
-use crate::sampling::{self, wants_largest};
+use crate::sampling::device::{DRAW_WORDS, UNDECIDED, on_device};
+use crate::sampling::{self, draw_by_weight};
 
 use super::device::{Device, Grid, to_u32};
 use super::download::Download;
 use super::memory::{Buf, Memory};
+use super::step::Step;
 
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct ArgmaxParams {
+pub struct ChooseParams {
     logits: u64,
     tokens: u64,
-    parts: u32,
+    draws: u64,
     rows: u32,
     part_width: u32,
     vocab: u32,
+    padding: u32,
 }
 
-const _: () = assert!(size_of::<ArgmaxParams>() == 32);
+const _: () = assert!(size_of::<ChooseParams>() == 40);
 
-/// The tokens of the largest logits, on the device and on their way back.
+/// The tokens drawn, on the device and on their way back.
 pub struct Tokens {
     device: Memory,
     host: Download,
@@ -51,7 +53,28 @@ impl Tokens {
     }
 }
 
-/// Answers the queries from `first` on, as many as there are rows of logits; [`argmax`] is done.
+/// Draws a token for every row of logits, those of the step's queries from `first` on.
+pub fn choose(
+    device: &Device,
+    tokens: &mut Tokens,
+    logits: &Buf,
+    layout: &LogitsLayout,
+    (step, first): (&Step, usize),
+) -> Result<()> {
+    let LogitsLayout { parts, rows, part_width, vocab } = *layout;
+    let params = ChooseParams {
+        logits: logits.address(DType::F32, parts * rows * part_width),
+        tokens: tokens.device.address(),
+        draws: step.draws + (first * DRAW_WORDS * size_of::<u32>()) as u64,
+        rows: to_u32(rows),
+        part_width: to_u32(part_width),
+        vocab: to_u32(vocab),
+        padding: 0,
+    };
+    device.launch(&device.kernels.choose, Grid::of(rows, 1024), &params)
+}
+
+/// Answers the queries from `first` on, as many as there are rows of logits, after [`choose`].
 pub fn sample(
     device: &Device,
     tokens: &mut Tokens,
@@ -61,43 +84,28 @@ pub fn sample(
 ) -> Result<Vec<Answer>> {
     let queries = &batch.queries[first..];
     let queries = &queries[..queries.len().min(layout.rows)];
-    let largest = match queries.iter().any(wants_largest) {
+    let drawn = match queries.iter().any(|query| on_device(query).is_some()) {
         true => tokens.read(device, queries.len())?,
         false => Vec::new(),
     };
-    let rows = queries.iter().enumerate();
-    let answer = |(row, query)| {
-        if wants_largest(query) {
-            return Ok(Answer { token: largest[row], ..Answer::default() });
+    let answer = |(row, query)| match on_device(query) {
+        Some(_) if drawn[row] != UNDECIDED => Ok(Answer { token: drawn[row], ..Answer::default() }),
+        Some(draw) => {
+            let token =
+                draw_by_weight(draw, &own_logits(device, logits, layout, row)?[..layout.vocab]);
+            Ok(Answer { token, ..Answer::default() })
         }
-        let own = own_logits(device, logits, layout, row)?;
-        let one = LogitsLayout { rows: 1, ..*layout };
-        let mut answers = sampling::sample(&own, &one, batch, first + row);
-        Ok(answers.pop().expect("one row has one answer: this is a bug"))
+        None => {
+            let own = own_logits(device, logits, layout, row)?;
+            let one = LogitsLayout { rows: 1, ..*layout };
+            let mut answers = sampling::sample(&own, &one, batch, first + row);
+            Ok(answers.pop().expect("one row has one answer: this is a bug"))
+        }
     };
-    rows.map(answer).collect()
+    queries.iter().enumerate().map(answer).collect()
 }
 
-/// Finds the token with the largest logit of every row.
-pub fn argmax(
-    device: &Device,
-    tokens: &mut Tokens,
-    logits: &Buf,
-    layout: &LogitsLayout,
-) -> Result<()> {
-    let LogitsLayout { parts, rows, part_width, vocab } = *layout;
-    let params = ArgmaxParams {
-        logits: logits.address(DType::F32, parts * rows * part_width),
-        tokens: tokens.device.address(),
-        parts: to_u32(parts),
-        rows: to_u32(rows),
-        part_width: to_u32(part_width),
-        vocab: to_u32(vocab),
-    };
-    device.launch(&device.kernels.argmax, Grid::of(rows, 1024), &params)
-}
-
-/// One row's logits of all parts, one after the other.
+/// One row's logits of all parts, one after the other; or its weights, where a draw was left.
 fn own_logits(
     device: &Device,
     logits: &Buf,

@@ -7,6 +7,7 @@ use contract::step::Batch;
 
 use crate::error::Result;
 use crate::ops::Rows;
+use crate::sampling::device::{DRAW_WORDS, Draws};
 
 use super::attention::{ROWS_OF_TILE, chunks_of};
 use super::index::{IndexPool, Indices, Words};
@@ -50,6 +51,8 @@ pub struct Step {
     pub segments: Segments,
     /// Rows of the queries.
     pub picked: Work,
+    /// How each query's token is drawn, on the device.
+    pub draws: u64,
     _memory: Option<Arc<Indices>>,
 }
 
@@ -89,7 +92,9 @@ impl Step {
         let segments = pieces(&segments(batch));
         let count = words.add(&[segments.len() as u32]);
         let segments_at = words.add_padded(segments.as_flattened(), 3 * rows, 0);
+        let draws = words.add_padded(&[], rows * DRAW_WORDS, 0);
         let blocks = words.add_all(batch.blocks.iter().map(|block| block.0));
+        add_draws(&mut words, draws, Draws::new(batch, rows));
         let start = pool.upload_decode(&words.0)?;
         let at = |word: usize| start + 4 * word as u64;
         Ok(Self {
@@ -107,6 +112,7 @@ impl Step {
             tiles: Work { address: 0, count: 0 },
             segments: Segments::new(at(segments_at), at(count), &segments),
             picked: Work { address: at(each), count: rows },
+            draws: at(draws),
             _memory: None,
         })
     }
@@ -124,6 +130,8 @@ impl Step {
         let count = words.add(&[segments.len() as u32]);
         let segments_at = words.add(segments.as_flattened());
         let picked = words.add_all(batch.queries.iter().map(|query| query.row));
+        let draws = words.add_padded(&[], batch.queries.len() * DRAW_WORDS, 0);
+        add_draws(&mut words, draws, Draws::new(batch, batch.queries.len()));
         let memory = pool.upload(&words.0)?;
         let at = |word: usize| memory.device.address() + 4 * word as u64;
         Ok(Self {
@@ -141,6 +149,7 @@ impl Step {
             tiles: Work { address: at(tiles_at), count: tiles.len() },
             segments: Segments::new(at(segments_at), at(count), &segments),
             picked: Work { address: at(picked), count: batch.queries.len() },
+            draws: at(draws),
             _memory: Some(memory),
         })
     }
@@ -154,6 +163,13 @@ impl Rows for Step {
     fn picked(&self) -> usize {
         self.picked.count
     }
+}
+
+/// Writes draws to the room that was made for them, and their edits behind everything.
+fn add_draws(words: &mut Words, at: usize, mut draws: Draws) {
+    let edits = words.add(&draws.edits);
+    draws.part(edits - at);
+    words.0[at..][..draws.draws.len()].copy_from_slice(&draws.draws);
 }
 
 /// The same rows in segments of as many as `lora_decode.cu` takes.

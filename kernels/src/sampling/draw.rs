@@ -31,10 +31,15 @@ pub fn draw(draw: &Draw, logits: &mut [f32], history: &[u32]) -> u32 {
         return argmax(std::iter::once(&*logits));
     }
     weigh(logits, draw.sampling.temperature);
+    draw_by_weight(draw, logits)
+}
+
+/// Draws from weights proportional to probabilities, the largest of which is 1.
+pub fn draw_by_weight(draw: &Draw, weights: &[f32]) -> u32 {
     let u = uniform(draw.seed, draw.index);
-    match cut(&draw.sampling, logits) {
+    match cut(&draw.sampling, weights) {
         Some(kept) => pick(kept.into_iter(), u),
-        None => pick((0..).zip(logits.iter().copied()), u),
+        None => pick((0..).zip(weights.iter().copied()), u),
     }
 }
 
@@ -72,7 +77,7 @@ fn penalise(draw: &Draw, logits: &mut [f32], history: &[u32]) {
 }
 
 /// Each token once, with how often it occurs.
-fn counts(mut tokens: Vec<u32>) -> Vec<(u32, usize)> {
+pub fn counts(mut tokens: Vec<u32>) -> Vec<(u32, usize)> {
     tokens.sort_unstable();
     tokens.chunk_by(|a, b| a == b).map(|equal| (equal[0], equal.len())).collect()
 }
@@ -139,7 +144,7 @@ fn pick(tokens: impl Iterator<Item = (u32, f32)> + Clone, u: f64) -> u32 {
 
 /// A number in `[0, 1)` that depends on seed and index alone: two rounds of the SplitMix64
 /// finaliser (Steele et al., OOPSLA 2014).
-fn uniform(seed: u64, index: u32) -> f64 {
+pub fn uniform(seed: u64, index: u32) -> f64 {
     let mix = |mut z: u64| {
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -1,5 +1,6 @@
 //! Answers from logits: draws, and what is known about a token. Host code that backends share.
 
+pub mod device;
 mod draw;
 mod logits;
 mod score;
@@ -10,6 +11,8 @@ use crate::ops::LogitsLayout;
 
 use logits::{Logits, argmax};
 
+pub use draw::draw_by_weight;
+
 /// What [`crate::ops::Ops::sample`] promises.
 pub fn sample(logits: &[f32], layout: &LogitsLayout, batch: &Batch, first: usize) -> Vec<Answer> {
     let mut scratch = Vec::new();
@@ -17,12 +20,6 @@ pub fn sample(logits: &[f32], layout: &LogitsLayout, batch: &Batch, first: usize
     queries
         .map(|(row, query)| answer(query, Logits::new(logits, layout, row), batch, &mut scratch))
         .collect()
-}
-
-/// Whether the answer is the largest of the untouched logits, and nothing else.
-pub fn wants_largest(query: &Query) -> bool {
-    let Choice::Draw(draw) = &query.choice else { return false };
-    query.top_logprobs.is_none() && draw::takes_largest(draw)
 }
 
 fn answer(query: &Query, logits: Logits<'_>, batch: &Batch, scratch: &mut Vec<f32>) -> Answer {

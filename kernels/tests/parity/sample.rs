@@ -10,7 +10,7 @@ use kernels::ops::{LogitsLayout, Ops, Precision};
 use crate::bench::{Bench, Case, upload_as};
 
 pub fn check<O: Ops>(bench: &mut Bench<O>) {
-    for (parts, part_width, vocab) in [(1, 50, 50), (4, 13, 50), (3, 512, 1500)] {
+    for (parts, part_width, vocab) in [(1, 50, 50), (4, 13, 50), (3, 512, 1500), (2, 3000, 5600)] {
         let samplings = samplings(vocab as u32);
         let layout = LogitsLayout { parts, rows: samplings.len() + 1, part_width, vocab };
         let mut logits = bench.random.values(parts * layout.rows * part_width);
@@ -38,7 +38,9 @@ fn samplings(vocab: u32) -> Vec<Sampling> {
         Sampling { temperature: 0.3, ..plain.clone() },
         Sampling { top_k: 5, ..plain.clone() },
         Sampling { top_p: 0.7, ..plain.clone() },
-        Sampling { min_p: 0.2, ..plain },
+        Sampling { min_p: 0.2, ..plain.clone() },
+        // Nearly all tokens, more of them than a device may care to sort.
+        Sampling { temperature: 50.0, top_p: 0.999, ..plain },
         Sampling {
             temperature: 1.4,
             top_k: 20,

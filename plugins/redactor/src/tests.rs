@@ -60,8 +60,8 @@ fn every_kind_is_found_in_pieces() {
 fn a_domain_is_redacted_to_its_last_label() {
     let filler = "word ".repeat(60);
     for pieces in [
-        ["bob@mail.net", ".a-label-longer-than-most", ".example", ".com"],
-        ["bob@mail", ".com.a-label-longer-than-mos", "t.exampl", "e.com"],
+        ["bob@mail.net", ".a-label-as-long-as-any", ".example", ".com"],
+        ["bob@mail", ".com.a-label-as-long-as-an", "y.exampl", "e.com"],
     ] {
         let text = [&pieces[..], &[" ", &filler]].concat();
         assert_eq!(streamed(&text), format!("[redacted] {filler}"));

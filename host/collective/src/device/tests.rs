@@ -223,11 +223,13 @@ fn record(rank: &mut Rank<impl Link>, buf: &mut Buf, sizes: &[usize]) -> Graph {
     sizes.iter().for_each(|elements| rank.sum(buf, *elements));
     let Rank { comm, cuda, .. } = rank;
     let mut sums = Vec::new();
+    comm.record(true);
     let graph = cuda.record::<kernels::error::Error>(|_| {
         let sum = |elements: &usize| comm.all_reduce_sum(buf, *elements, Purpose::Base);
         sums.extend(sizes.iter().map(sum));
         Ok(())
     });
+    comm.record(false);
     sums.into_iter().for_each(|sum| sum.unwrap());
     graph.unwrap()
 }

@@ -1,5 +1,6 @@
 //! Look at what comes out, while it is written.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -12,7 +13,6 @@ use contract::policy::verdict::Denied;
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
-use crate::bindings::drystone::policy::types::Request;
 use crate::bindings::exports::drystone::policy::on_chunk as wit;
 use crate::chain::{Chain, Chains};
 use crate::check;
@@ -29,20 +29,19 @@ const PENDING_BYTES: usize = 16 << 10;
 const STATE_BYTES: usize = 4 << 10;
 
 /// Asks about one piece of one choice.
-pub(crate) struct OnChunk {
-    pub(crate) request: Arc<Request>,
+pub(crate) struct OnChunk<'a> {
     pub(crate) chunk: wit::Chunk,
-    pub(crate) ambient: Ambient,
+    pub(crate) ambient: &'a Ambient,
 }
 
-impl Question for OnChunk {
+impl Question for OnChunk<'_> {
     const HOOK: Hook = Hook::OnChunk;
     /// With what the guest keeps until the next piece.
     type Answer = (wit::Verdict, Vec<u8>);
     type Verdict = (wit::Verdict, Vec<u8>);
 
     fn ambient(&self) -> Ambient {
-        Ambient { request: Some(self.request.clone()), ..self.ambient.clone() }
+        self.ambient.clone()
     }
 
     async fn ask(&self, instance: &mut Instance) -> wasmtime::Result<Option<Self::Answer>> {
@@ -73,7 +72,7 @@ impl Question for OnChunk {
 
     fn input(&self) -> Value {
         json!({
-            "request": *self.request, "chunk": self.chunk,
+            "request": self.ambient.request.as_deref(), "chunk": self.chunk,
             "released": self.ambient.released.last(usize::MAX), "state": bytes(&self.ambient.state),
         })
     }
@@ -82,16 +81,9 @@ impl Question for OnChunk {
 /// The plugins that the text of one choice passes, one after the other.
 struct Pipeline {
     chains: Arc<Chains>,
-    choice: Choice,
+    choice: u32,
     stages: Vec<Stage>,
     shadows: Vec<Arc<Shadow>>,
-}
-
-/// What the chunks of a pipeline have in common.
-#[derive(Clone)]
-struct Choice {
-    request: Arc<Request>,
-    number: u32,
 }
 
 /// One plugin's part of a pipeline.
@@ -128,12 +120,13 @@ impl Chains {
         if chain.is_empty() {
             return None;
         }
+        let request = Arc::new(request(subject));
         let stage = |plugin: &Arc<Plugin>| Stage {
             plugin: plugin.clone(),
             pending: String::new(),
             released: 0,
             changes: 0,
-            ambient: ambient(subject),
+            ambient: Ambient { request: Some(request.clone()), ..ambient(subject) },
         };
         let shadow = |(place, plugin)| {
             let (stage, lost) = (Mutex::new(stage(plugin)), AtomicBool::new(false));
@@ -141,7 +134,7 @@ impl Chains {
         };
         Some(Box::new(Pipeline {
             chains: self.clone(),
-            choice: Choice { request: Arc::new(request(subject)), number: choice },
+            choice,
             stages: self.enforced(chain).map(stage).collect(),
             shadows: self.shadowed(chain).map(shadow).collect(),
         }))
@@ -160,18 +153,18 @@ impl Filter for Pipeline {
 impl Pipeline {
     /// What one stage releases is the next one's piece. Where a stage stops, that is the last.
     async fn pass(&mut self, piece: &str, last: bool) -> Result<Released, Denied> {
-        let mut flow = Released { text: piece.to_owned(), stopped: false };
+        let (mut text, mut stopped) = (Cow::Borrowed(piece), false);
         for place in 0..=self.stages.len() {
-            let ends = last || flow.stopped;
-            if flow.text.is_empty() && !ends {
+            let ends = last || stopped;
+            if text.is_empty() && !ends {
                 break;
             }
-            self.shadow(place, &flow.text, ends);
+            self.shadow(place, &text, ends);
             let Some(stage) = self.stages.get_mut(place) else { break };
-            let next = stage.push(&self.choice, flow.text, ends).await?;
-            flow = Released { text: next.text, stopped: next.stopped || flow.stopped };
+            let next = stage.push(self.choice, &text, ends).await?;
+            (text, stopped) = (Cow::Owned(next.text), stopped || next.stopped);
         }
-        Ok(flow)
+        Ok(Released { text: text.into_owned(), stopped })
     }
 
     /// Has the shadows of a place look at what reaches it.
@@ -180,7 +173,7 @@ impl Pipeline {
             if shadow.lost.load(Ordering::Relaxed) {
                 continue;
             }
-            let look = shadow.clone().look(self.choice.clone(), piece.to_owned(), last);
+            let look = shadow.clone().look(self.choice, piece.to_owned(), last);
             if !self.chains.later(look) {
                 shadow.lost.store(true, Ordering::Relaxed);
             }
@@ -190,10 +183,10 @@ impl Pipeline {
 
 impl Shadow {
     /// Asks, and counts a verdict that would have changed the text.
-    async fn look(self: Arc<Self>, choice: Choice, piece: String, last: bool) {
+    async fn look(self: Arc<Self>, choice: u32, piece: String, last: bool) {
         let mut stage = self.stage.lock().await;
         let before = stage.changes;
-        if stage.push(&choice, piece, last).await.is_err() {
+        if stage.push(choice, &piece, last).await.is_err() {
             self.lost.store(true, Ordering::Relaxed);
         }
         if stage.changes != before {
@@ -203,14 +196,11 @@ impl Shadow {
 }
 
 impl Stage {
-    async fn push(
-        &mut self,
-        choice: &Choice,
-        piece: String,
-        last: bool,
-    ) -> Result<Released, Denied> {
-        self.pending.push_str(&piece);
-        let question = self.question(choice, last);
+    async fn push(&mut self, choice: u32, piece: &str, last: bool) -> Result<Released, Denied> {
+        self.pending.push_str(piece);
+        let pending = std::mem::take(&mut self.pending);
+        let chunk = wit::Chunk { choice, pending, released: self.released, last };
+        let question = OnChunk { chunk, ambient: &self.ambient };
         let said = self.plugin.hear(&question).await;
         self.pending = question.chunk.pending;
         let (text, hold_back, stopped) = match said {
@@ -223,12 +213,6 @@ impl Stage {
             Said::Refused(denied) => return Err(denied),
         };
         Ok(self.release(text, hold_back, stopped))
-    }
-
-    fn question(&mut self, Choice { request, number }: &Choice, last: bool) -> OnChunk {
-        let (choice, pending) = (*number, std::mem::take(&mut self.pending));
-        let chunk = wit::Chunk { choice, pending, released: self.released, last };
-        OnChunk { request: request.clone(), chunk, ambient: self.ambient.clone() }
     }
 
     /// The text that takes the place of the pending one, how many of its characters stay, and

@@ -1,0 +1,309 @@
+// tokens[row] = the token drawn from a row of logits, whose columns lie in one part a rank; columns
+// from `vocab` on are padding. A block a row. What it computes, and in which order, is said in
+// kernels/src/sampling/draw.rs: the same here, but for the order of sums in f64.
+//
+// Rows that are only asked for their largest logit keep their logits; others end up as weights,
+// proportional to probabilities. Where a cut leaves more tokens than are sorted here, the row is left
+// UNDECIDED, and the host goes on from its weights.
+#include "params.cuh"
+
+constexpr int THREADS = 1024, WARPS = THREADS / 32;
+constexpr u32 SORTED_MAX = 2048;  // a power of two, twice the threads
+constexpr u32 UNDECIDED = ~0u;
+
+__device__ inline float minus_infinity() { return __int_as_float(0xff800000); }
+
+// kernels/src/math.rs has the twin, bit for bit.
+__device__ inline float exponential(float x) {
+    const float round = 12582912.0f, least = -87.33654f;
+    const float clamped = x < least ? least : x > 88.02832f ? 88.02832f : x;
+    const float shifted = __fadd_rn(__fmul_rn(clamped, 1.44269504088896340736f), round);
+    const float n = __fsub_rn(shifted, round);
+    const float r = __fadd_rn(__fsub_rn(clamped, __fmul_rn(n, 0.6933594f)),
+                              __fmul_rn(n, 2.121944400e-4f));
+    float p = 1.9875691e-4f;
+    p = __fadd_rn(__fmul_rn(p, r), 1.3981999e-3f);
+    p = __fadd_rn(__fmul_rn(p, r), 8.333452e-3f);
+    p = __fadd_rn(__fmul_rn(p, r), 4.1665796e-2f);
+    p = __fadd_rn(__fmul_rn(p, r), 1.6666666e-1f);
+    p = __fadd_rn(__fmul_rn(p, r), 5e-1f);
+    p = __fadd_rn(__fadd_rn(__fmul_rn(__fmul_rn(p, r), r), r), 1.0f);
+    const float power = __uint_as_float((__float_as_uint(shifted) << 23) + 0x3f800000u);
+    return x < least ? 0.0f : __fmul_rn(p, power);
+}
+
+// One row, by token.
+struct Row {
+    const ChooseParams& p;
+
+    __device__ float& at(u32 token) const {
+        u32 part = token / p.part_width;
+        u64 row = static_cast<u64>(part) * p.rows + blockIdx.x;
+        return p.logits[row * p.part_width + token % p.part_width];
+    }
+
+    // A warp's tokens, one run of them.
+    __device__ u32 begin(u32 warp) const { return min(warp * each(), p.vocab); }
+    __device__ u32 each() const { return (p.vocab + WARPS - 1) / WARPS; }
+};
+
+struct Best {
+    float logit;
+    u32 token;
+};
+
+__device__ inline Best better(Best a, Best b) {
+    bool second = b.logit > a.logit || (b.logit == a.logit && b.token < a.token);
+    return second ? b : a;
+}
+
+__device__ inline Best warp_best(Best best) {
+#pragma unroll
+    for (int lanes = 16; lanes > 0; lanes /= 2) {
+        Best other = {__shfl_xor_sync(~0u, best.logit, lanes),
+                      __shfl_xor_sync(~0u, best.token, lanes)};
+        best = better(best, other);
+    }
+    return best;
+}
+
+// The first of the largest; NaN is never larger. All threads get it.
+__device__ inline Best largest(const Row& row) {
+    __shared__ Best bests[WARPS];
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    Best best = {minus_infinity(), 0};
+    for (u32 token = row.begin(warp) + lane; token < row.begin(warp + 1); token += 32) {
+        float logit = row.at(token);
+        if (logit > best.logit) best = {logit, token};
+    }
+    best = warp_best(best);
+    if (lane == 0) bests[warp] = best;
+    __syncthreads();
+    return warp_best(bests[lane]);
+}
+
+// What the request says about single tokens; each is there once.
+__device__ inline void edit(const Row& row, const Draw& draw, const Edit* edits) {
+    for (u32 i = threadIdx.x; i < draw.edit_count; i += THREADS) {
+        const Edit own = edits[i];
+        if (own.token >= row.p.vocab) continue;
+        float logit = __fadd_rn(row.at(own.token), own.bias);
+        if (own.flags & EDIT_BANNED) logit = minus_infinity();
+        if (own.flags & EDIT_SEEN) {
+            const float penalty = draw.repetition_penalty;
+            logit = logit < 0.0f ? __fmul_rn(logit, penalty) : __fdiv_rn(logit, penalty);
+        }
+        if (own.count > 0) {
+            const float often = __fmul_rn(draw.frequency_penalty, static_cast<float>(own.count));
+            logit = __fsub_rn(logit, __fadd_rn(often, draw.presence_penalty));
+        }
+        row.at(own.token) = logit;
+    }
+    __syncthreads();
+}
+
+__device__ inline double warp_sum(double x) {
+#pragma unroll
+    for (int lanes = 16; lanes > 0; lanes /= 2) x += __shfl_xor_sync(~0u, x, lanes);
+    return x;
+}
+
+// Inclusive sums over a warp.
+__device__ inline double warp_scan(double x) {
+    const u32 lane = threadIdx.x % 32;
+#pragma unroll
+    for (int lanes = 1; lanes < 32; lanes *= 2) {
+        double before = __shfl_up_sync(~0u, x, lanes);
+        if (lane >= lanes) x += before;
+    }
+    return x;
+}
+
+// Turns logits into weights; `sums` come to hold those of the warps, one behind the other.
+__device__ inline void weigh(const Row& row, const Draw& draw, float most, double (&sums)[WARPS]) {
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    double sum = 0.0;
+    for (u32 token = row.begin(warp) + lane; token < row.begin(warp + 1); token += 32) {
+        float weight = exponential(__fdiv_rn(__fsub_rn(row.at(token), most), draw.temperature));
+        row.at(token) = weight;
+        sum += weight;
+    }
+    sum = warp_sum(sum);
+    if (lane == 0) sums[warp] = sum;
+    __syncthreads();
+    if (warp == 0) sums[lane] = warp_scan(sums[lane]);
+    __syncthreads();
+}
+
+// The token at which the running sum of all weights passes `share` of the whole.
+__device__ inline void pick_of_all(const Row& row, const double (&sums)[WARPS], double share) {
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const double mark = share * sums[WARPS - 1];
+    double running = warp == 0 ? 0.0 : sums[warp - 1];
+    // Only where the mark lies; nowhere, if sums are not numbers.
+    if (running > mark || !(sums[warp] > mark)) return;
+    for (u32 first = row.begin(warp); first < row.begin(warp + 1); first += 32) {
+        u32 token = first + lane;
+        double weight = token < row.begin(warp + 1) ? row.at(token) : 0.0;
+        double upto = running + warp_scan(weight);
+        u32 passed = __ballot_sync(~0u, upto > mark);
+        if (passed) {
+            if (lane == 0) row.p.tokens[blockIdx.x] = first + __ffs(passed) - 1;
+            return;
+        }
+        running = __shfl_sync(~0u, upto, 31);
+    }
+}
+
+constexpr u32 BIN_SHIFT = 19, BINS = (0x3f800000u >> BIN_SHIFT) + 1;  // of weights up to 1
+
+// The least weight of a bin in which, with those above it, there are `count` tokens.
+__device__ inline float weight_of_rank(const Row& row, u32 count) {
+    __shared__ u32 bins[BINS];
+    __shared__ u32 found;
+    for (u32 i = threadIdx.x; i < BINS; i += THREADS) bins[i] = 0;
+    if (threadIdx.x == 0) found = 0;
+    __syncthreads();
+    for (u32 token = threadIdx.x; token < row.p.vocab; token += THREADS) {
+        u32 bin = __float_as_uint(row.at(token)) >> BIN_SHIFT;
+        if (bin < BINS) atomicAdd(&bins[bin], 1);
+    }
+    __syncthreads();
+    if (threadIdx.x < 32) {
+        u32 above = 0;
+        for (int last = BINS - 1; last >= 0; last -= 32) {
+            const int bin = last - static_cast<int>(threadIdx.x);
+            u32 own = bin >= 0 ? bins[bin] : 0, upto = own;
+#pragma unroll
+            for (int lanes = 1; lanes < 32; lanes *= 2) {
+                u32 before = __shfl_up_sync(~0u, upto, lanes);
+                if (threadIdx.x >= lanes) upto += before;
+            }
+            u32 reached = __ballot_sync(~0u, bin >= 0 && above + upto >= count);
+            if (reached) {
+                if (threadIdx.x == 0) found = last - (__ffs(reached) - 1);
+                break;
+            }
+            above += __shfl_sync(~0u, upto, 31);
+        }
+    }
+    __syncthreads();
+    return __uint_as_float(found << BIN_SHIFT);
+}
+
+// Heavier tokens first, then lower ones.
+__device__ inline u64 key_of(float weight, u32 token) {
+    return static_cast<u64>(__float_as_uint(weight)) << 32 | ~token;
+}
+
+// Sorts the first `size` keys, a power of two, the largest first.
+__device__ inline void sort(u64* keys, u32 size) {
+    for (u32 run = 2; run <= size; run *= 2) {
+        for (u32 apart = run / 2; apart > 0; apart /= 2) {
+            __syncthreads();
+            for (u32 i = threadIdx.x; i < size / 2; i += THREADS) {
+                u32 low = i / apart * apart * 2 + i % apart, high = low + apart;
+                bool falls = (low & run) == 0;
+                u64 a = keys[low], b = keys[high];
+                if ((a < b) == falls) keys[low] = b, keys[high] = a;
+            }
+        }
+    }
+    __syncthreads();
+}
+
+// Running sums of the weights of sorted keys, two a thread.
+__device__ inline void running(const u64* keys, u32 count, double* upto) {
+    __shared__ double sums[WARPS];
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, first = threadIdx.x * 2;
+    auto weight = [&](u32 i) {
+        return i < count ? static_cast<double>(__uint_as_float(keys[i] >> 32)) : 0.0;
+    };
+    double a = weight(first), b = weight(first + 1), scan = warp_scan(a + b);
+    if (lane == 31) sums[warp] = scan;
+    __syncthreads();
+    if (warp == 0) sums[lane] = warp_scan(sums[lane]);
+    __syncthreads();
+    double before = (warp == 0 ? 0.0 : sums[warp - 1]) + scan - (a + b);
+    upto[first] = before + a, upto[first + 1] = before + a + b;
+    __syncthreads();
+}
+
+// The first of `count` places whose running sum is past the mark, or reaches it; `count` if none.
+__device__ inline u32 first_past(const double* upto, u32 count, double mark, bool reaching) {
+    __shared__ u32 first;
+    if (threadIdx.x == 0) first = count;
+    __syncthreads();
+    for (u32 i = threadIdx.x; i < count; i += THREADS) {
+        if (reaching ? upto[i] >= mark : upto[i] > mark) atomicMin(&first, i);
+    }
+    __syncthreads();
+    u32 found = first;
+    __syncthreads();
+    return found;
+}
+
+// Draws from the tokens that the cuts leave.
+__device__ inline void pick_of_few(const Row& row, const Draw& draw, double all) {
+    __shared__ u64 keys[SORTED_MAX];
+    __shared__ double upto[SORTED_MAX];
+    __shared__ u32 candidates;
+    const u32 vocab = row.p.vocab;
+    const bool limited = 0 < draw.top_k && draw.top_k < vocab;
+    float least = __fdiv_rn(__fmul_rn(1.0f - draw.top_p, static_cast<float>(all)), vocab);
+    if (limited) least = weight_of_rank(row, draw.top_k);
+    if (!limited) least = fmaxf(least, draw.min_p);
+    if (threadIdx.x == 0) candidates = 0;
+    __syncthreads();
+    for (u32 token = threadIdx.x; token < vocab; token += THREADS) {
+        float weight = row.at(token);
+        if (!(weight >= least)) continue;
+        u32 place = atomicAdd(&candidates, 1);
+        if (place < SORTED_MAX) keys[place] = key_of(weight, token);
+    }
+    __syncthreads();
+    u32 count = candidates, size = 2;
+    if (count > SORTED_MAX || count == 0) return;
+    while (size < count) size *= 2;
+    for (u32 i = count + threadIdx.x; i < size; i += THREADS) keys[i] = 0;
+    sort(keys, size);
+    if (limited) count = min(count, draw.top_k);
+    running(keys, count, upto);
+    if (draw.top_p < 1.0f) {
+        const float total = limited ? static_cast<float>(upto[count - 1]) : static_cast<float>(all);
+        const double mass = __fmul_rn(draw.top_p, total);
+        count = min(first_past(upto, count, mass, true) + 1, count);
+    }
+    __shared__ u32 kept;
+    if (threadIdx.x == 0) kept = 0;
+    __syncthreads();
+    for (u32 i = threadIdx.x; i < count; i += THREADS) {
+        if (__uint_as_float(keys[i] >> 32) >= draw.min_p) atomicMax(&kept, i + 1);
+    }
+    __syncthreads();
+    count = kept;
+    if (count == 0) return;
+    u32 drawn = first_past(upto, count, draw.share * upto[count - 1], false);
+    if (threadIdx.x == 0) row.p.tokens[blockIdx.x] = ~static_cast<u32>(keys[drawn % count]);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) choose(ChooseParams p) {
+    __shared__ double sums[WARPS];
+    wait_for_previous();
+    const Row row = {p};
+    const Draw draw = p.draws[blockIdx.x];
+    if (draw.edit_count > 0) {
+        const u32* words = reinterpret_cast<const u32*>(p.draws + blockIdx.x);
+        edit(row, draw, reinterpret_cast<const Edit*>(words + draw.edits));
+    }
+    const Best best = largest(row);
+    if (draw.temperature == 0.0f) {
+        if (threadIdx.x == 0) p.tokens[blockIdx.x] = best.token;
+        return;
+    }
+    if (threadIdx.x == 0) p.tokens[blockIdx.x] = UNDECIDED;
+    weigh(row, draw, best.logit, sums);
+    const bool cut = (0 < draw.top_k && draw.top_k < p.vocab) || draw.top_p < 1.0f ||
+                     draw.min_p > 0.0f;
+    cut ? pick_of_few(row, draw, sums[WARPS - 1]) : pick_of_all(row, sums, draw.share);
+}
