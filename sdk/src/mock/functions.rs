@@ -236,3 +236,16 @@ pub mod answer {
         with(|host| host.state = state.to_vec());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::answer;
+
+    #[test]
+    fn state_has_the_bound_that_servers_have() {
+        answer::set_state(&[1; 4096]);
+        assert_eq!(answer::state().len(), 4096);
+        let more = std::panic::catch_unwind(|| answer::set_state(&[1; 4097]));
+        assert!(more.is_err(), "a server would fail the call");
+    }
+}
