@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::policies::count;
 use crate::program::{Server, root, run};
 
 /// Prompts of the held-out hundred that are asked here; the training script asks all.
@@ -46,6 +47,14 @@ fn every_adapter_answers_right_and_alike_at_one_and_two_ranks() {
     }
     assert_eq!(servers[1].metric("drystone_collectives_total{engine=\"0\",purpose=\"lora\"}"), 0.0);
     assert!(servers[1].metric("drystone_collectives_total{engine=\"0\",purpose=\"base\"}") > 0.0);
+}
+
+#[test]
+fn the_demo_is_ready_when_it_has_asked_itself_and_the_books_have_it_all() {
+    /// Questions to models, and the one that meets all policies.
+    const ASKED: f64 = 6.0;
+    let server = Server::demo(1);
+    assert_eq!(count(&server, "drystone_plugin_requests_total", &[]), ASKED);
 }
 
 #[test]

@@ -18,7 +18,7 @@ pub fn state() -> Vec<u8> {
     sys::state()
 }
 
-/// Keeps up to 4 KiB until the next chunk of this choice.
+/// Keeps up to 4 KiB until the next chunk of this choice. More fails the call.
 pub fn set_state(state: &[u8]) {
     sys::set_state(state);
 }

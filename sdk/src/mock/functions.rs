@@ -212,6 +212,9 @@ pub mod answer {
     use crate::mock::with;
     use crate::types::Request;
 
+    /// Most that servers keep.
+    const STATE_BYTES: usize = 4 << 10;
+
     pub fn asked() -> Option<Request> {
         with(|host| host.asked.clone())
     }
@@ -229,6 +232,20 @@ pub mod answer {
     }
 
     pub fn set_state(state: &[u8]) {
+        assert!(state.len() <= STATE_BYTES, "{} bytes of state fail the call", state.len());
         with(|host| host.state = state.to_vec());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::answer;
+
+    #[test]
+    fn state_has_the_bound_that_servers_have() {
+        answer::set_state(&[1; 4096]);
+        assert_eq!(answer::state().len(), 4096);
+        let more = std::panic::catch_unwind(|| answer::set_state(&[1; 4097]));
+        assert!(more.is_err(), "a server would fail the call");
     }
 }
