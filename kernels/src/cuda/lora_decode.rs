@@ -82,7 +82,7 @@ const EXPAND_BLOCKS: usize = 2;
 pub const ROWS: usize = 8;
 
 /// Lora ranks of one pair that expand has room for, those of every diagonal block padded to a
-/// multiple of 8.
+/// multiple of 32.
 pub const STAGED_MAX: usize = 1024;
 
 /// Inputs that make it worth while to cut a site's into one more part, and parts at most.
@@ -111,7 +111,8 @@ impl LoraDecode {
 
 /// Shrunk activations of some rows, and what they add to the columns of a piece.
 fn expand_shared_bytes(staged: usize, columns: usize) -> usize {
-    ROWS * (staged + columns) * size_of::<f32>()
+    // The gaps part the banks of neighbouring rows.
+    ROWS * (staged + 8 + columns + 4) * size_of::<f32>()
 }
 
 /// What decode needs to know about a site besides its pairs.
