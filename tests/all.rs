@@ -24,3 +24,12 @@ mod plugins;
 
 /// Policies in the running program, those that misbehave too.
 mod policies;
+
+/// What a guest can do wrong, hook by hook, and what operators get to read.
+mod bad_guests;
+
+/// Policies and the text of answers: filters, shadows, recordings, upstreams.
+mod answers;
+
+/// Plugins that change under load.
+mod swaps;

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
-use crate::program::{root, run};
+use serde_json::json;
+
+use crate::program::{Server, root, run, without_plugins};
 
 const PLUGINS: [&str; 6] = [
     "adapter-router",
@@ -35,6 +37,46 @@ fn a_new_plugin_builds_and_passes_its_cases_at_once() {
     build(&project, &component);
     let cases = project.join("cases").display().to_string();
     succeeds(&run(&["plugin", "test", component.to_str().unwrap(), "--cases", &cases]));
+}
+
+#[test]
+fn a_plugin_is_built_and_loaded_again_when_its_source_changes() {
+    let folder = tempfile::tempdir().unwrap();
+    let project = folder.path().join("my-policy");
+    let (path, sdk) = (project.display().to_string(), root().join("sdk").display().to_string());
+    succeeds(&run(&["plugin", "new", &path, "--sdk", &sdk]));
+    build(&project, &project.join("my-policy.wasm"));
+    let deployment = project.join("dev.toml");
+    let plugin = "[[plugin]]\nname = \"mine\"\nsource = { file = \"my-policy.wasm\" }\n\
+                  config = { adapter = \"sql\", tenants = [\"anonymous\"] }\n";
+    std::fs::write(&deployment, without_plugins() + plugin).unwrap();
+    let server = Server::start(&["plugin", "dev", "-c", deployment.to_str().unwrap()]);
+    assert!(answer(&server).starts_with("SELECT"), "by the adapter of the deployment");
+
+    let source = project.join("src/lib.rs");
+    let first = std::fs::read_to_string(&source).unwrap();
+    let named = "Selection::Adapter(self.0.adapter.clone())";
+    std::fs::write(&source, first.replacen(named, "Selection::Adapter(1)", 1)).unwrap();
+    server.until_log("the old one stays: the plugin does not compile");
+    assert!(server.log().contains("error[E0308]"), "{}", server.log());
+    assert!(answer(&server).starts_with("SELECT"), "by the old component");
+
+    let other = "Selection::Adapter(\"shout\".into())";
+    std::fs::write(&source, first.replacen(named, other, 1)).unwrap();
+    server.until_log("another generation of the plugin is asked plugin=\"mine\"");
+    let shouted = answer(&server);
+    assert_eq!(shouted, shouted.to_uppercase());
+    assert!(!shouted.starts_with("SELECT"), "{shouted}");
+}
+
+/// What a request comes to that names no adapter.
+fn answer(server: &Server) -> String {
+    let question = "I have 3 red cubes, 2 blue balls and 5 red cones. How many red things?";
+    let message = json!({"role": "user", "content": question});
+    let body = json!({"model": "drystone-demo", "messages": [message], "temperature": 0});
+    let (status, answer) = server.post("/v1/chat/completions", &body);
+    assert_eq!(status, 200, "{answer}");
+    answer["choices"][0]["message"]["content"].as_str().unwrap().to_owned()
 }
 
 /// Builds a project as its author would.

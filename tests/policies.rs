@@ -10,7 +10,7 @@ use crate::plugins::build;
 use crate::program::{Server, root};
 
 /// A deployment of the demo's model whose plugins are `plugins`, written as TOML.
-fn serve(folder: TempDir, plugins: &str) -> Server {
+pub fn serve(folder: TempDir, plugins: &str) -> Server {
     let admin = format!("[[key]]\ntenant = \"admin\"\nkey = \"{}\"\n", Server::KEY);
     std::fs::write(folder.path().join("admin.toml"), admin).unwrap();
     Server::deploy(folder, "admin_keys_file = \"admin.toml\"", |demo| {
@@ -20,24 +20,29 @@ fn serve(folder: TempDir, plugins: &str) -> Server {
 }
 
 /// The guest that misbehaves on command, built once a test.
-fn misbehave(folder: &TempDir) {
+pub fn misbehave(folder: &TempDir) {
     let component = folder.path().join("misbehave.wasm");
     build(&root().join("tests/guests/misbehave"), &component);
 }
 
-fn ask(server: &Server, model: &str) -> (u16, Value) {
+pub fn ask(server: &Server, model: &str) -> (u16, Value) {
     let message = json!({"role": "user", "content": "Hello"});
     let body = json!({"model": model, "messages": [message], "temperature": 0, "max_tokens": 8});
     server.post("/v1/chat/completions", &body)
 }
 
-fn failures(server: &Server, hook: &str, kind: &str) -> f64 {
-    let name = "drystone_plugin_calls_total";
+/// Calls of a hook that failed in this way, of all plugins.
+pub fn failures(server: &Server, hook: &str, kind: &str) -> f64 {
+    let labels = [&*format!("hook=\"{hook}\""), &*format!("outcome=\"{kind}\"")];
+    count(server, "drystone_plugin_calls_total", &labels)
+}
+
+/// The sum of a counter over all series that have these labels.
+pub fn count(server: &Server, name: &str, labels: &[&str]) -> f64 {
     let metrics = server.get("/metrics").1;
-    let (hook, kind) = (format!("hook=\"{hook}\""), format!("outcome=\"{kind}\""));
-    let mut lines = metrics.lines().filter(|line| line.starts_with(name));
-    let line = lines.find(|line| line.contains(&hook) && line.contains(&kind));
-    line.map_or(0.0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
+    let lines = metrics.lines().filter(|line| line.starts_with(name));
+    let lines = lines.filter(|line| labels.iter().all(|label| line.contains(label)));
+    lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
 }
 
 #[test]
@@ -174,7 +179,8 @@ fn hooks(server: &Server) -> Value {
     admin(server)["hooks"].clone()
 }
 
-fn until(what: &str, happened: impl Fn() -> bool) {
+/// Waits until something has happened.
+pub fn until(what: &str, happened: impl Fn() -> bool) {
     let begun = Instant::now();
     while !happened() {
         assert!(begun.elapsed() < Duration::from_secs(20), "never: {what}");

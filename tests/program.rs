@@ -1,11 +1,10 @@
 //! The drystone program as a user runs it: built once, started on a free port, ended on drop.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::OnceLock;
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -42,15 +41,34 @@ pub fn demo_deployment() -> String {
     text.replace("../tests", &at("tests")).replace("../plugins", &at("plugins"))
 }
 
+/// The same without its plugins, on a free port.
+pub fn without_plugins() -> String {
+    let demo = demo_deployment().replace("127.0.0.1:8080", "127.0.0.1:0");
+    let (deployment, _) = demo.split_once("# Three policies").unwrap();
+    deployment.to_owned()
+}
+
 /// Runs the program to its end.
 pub fn run(arguments: &[&str]) -> Output {
-    Command::new(binary()).args(arguments).current_dir(root()).output().unwrap()
+    command(arguments).output().unwrap()
 }
+
+/// The program with these arguments. Whatever it builds shares one folder, so that the second
+/// project does not compile the SDK once more.
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(binary());
+    command.args(arguments).current_dir(root()).env("CARGO_TARGET_DIR", root().join("target"));
+    command
+}
+
+/// What a server has written so far, on both of its outputs.
+type Log = Arc<Mutex<String>>;
 
 /// A running server.
 pub struct Server {
     child: Child,
     address: SocketAddr,
+    log: Log,
     /// Kept while the server may read it.
     _folder: Option<TempDir>,
 }
@@ -81,16 +99,15 @@ impl Server {
 
     /// Starts `drystone` with these arguments and waits until it is ready.
     pub fn start(arguments: &[&str]) -> Server {
-        let mut child = Command::new(binary())
-            .args(arguments)
-            .current_dir(root())
+        let mut child = command(arguments)
             .env("RUST_LOG", "info")
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let address = address(&mut child);
-        let server = Server { child, address, _folder: None };
+        let log = Log::default();
+        let address = address(&mut child, &log);
+        let server = Server { child, address, log, _folder: None };
         let begun = Instant::now();
         while server.get("/ready").0 != 200 {
             assert!(begun.elapsed() < PATIENCE, "never ready");
@@ -121,6 +138,25 @@ impl Server {
         (response.status().as_u16(), response.body_mut().read_json().unwrap())
     }
 
+    /// Status and JSON of a POST with a key.
+    pub fn post_as(&self, key: &str, path: &str, body: &Value) -> (u16, Value) {
+        let post = agent().post(format!("{}{path}", self.url()));
+        let post = post.header("authorization", format!("Bearer {key}"));
+        let mut response = post.send_json(body).unwrap();
+        (response.status().as_u16(), response.body_mut().read_json().unwrap())
+    }
+
+    /// Status and all events of a POST whose answer is streamed, but for the last, `[DONE]`.
+    pub fn stream(&self, path: &str, body: &Value) -> (u16, Vec<Value>) {
+        let mut response = agent().post(format!("{}{path}", self.url())).send_json(body).unwrap();
+        let text = response.body_mut().read_to_string().unwrap();
+        let mut events: Vec<_> =
+            text.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
+        assert_eq!(events.pop(), Some("[DONE]"), "{text}");
+        let events = events.into_iter().map(|event| serde_json::from_str(event).unwrap());
+        (response.status().as_u16(), events.collect())
+    }
+
     /// Status and body of a GET with the server's key.
     pub fn get_with_key(&self, path: &str) -> (u16, String) {
         let get = agent().get(format!("{}{path}", self.url()));
@@ -142,6 +178,20 @@ impl Server {
         let metrics = self.get("/metrics").1;
         let line = metrics.lines().find_map(|line| line.strip_prefix(name));
         line.unwrap_or_else(|| panic!("no {name} in\n{metrics}")).trim().parse().unwrap()
+    }
+
+    /// Everything it has written.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// Waits until it has written `text`.
+    pub fn until_log(&self, text: &str) {
+        let begun = Instant::now();
+        while !self.log().contains(text) {
+            assert!(begun.elapsed() < PATIENCE, "never {text:?} in\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Sends SIGTERM.
@@ -175,24 +225,30 @@ fn agent() -> ureq::Agent {
     config.http_status_as_error(false).timeout_global(Some(PATIENCE)).build().new_agent()
 }
 
-/// Reads the log until the line that tells the address; the rest is read away.
-fn address(child: &mut Child) -> SocketAddr {
-    let log = BufReader::new(child.stderr.take().unwrap());
+/// Keeps the log from now on, and waits for the line that tells the address.
+fn address(child: &mut Child, log: &Log) -> SocketAddr {
     let (tell, told) = mpsc::channel();
-    std::thread::spawn(move || {
-        let mut seen = String::new();
-        for line in log.lines().map_while(Result::ok) {
-            if let Some((_, address)) = line.split_once("listening on http://") {
-                let _ = tell.send(Ok(address.trim().parse().unwrap()));
-            }
-            seen.push_str(&line);
-            seen.push('\n');
+    keep(child.stdout.take().unwrap(), log, |_| {});
+    keep(child.stderr.take().unwrap(), log, move |line| {
+        if let Some((_, address)) = line.split_once("listening on http://") {
+            let _ = tell.send(address.trim().parse().unwrap());
         }
-        let _ = tell.send(Err(seen));
     });
-    match told.recv_timeout(PATIENCE) {
-        Ok(Ok(address)) => address,
-        Ok(Err(log)) => panic!("the server ended before it listened:\n{log}"),
-        Err(_) => panic!("the server never told its address"),
-    }
+    let address = told.recv_timeout(PATIENCE);
+    address.unwrap_or_else(|_| panic!("it never told its address:\n{}", log.lock().unwrap()))
+}
+
+/// Adds every line of `output` to `log`, in a thread of its own.
+fn keep(
+    output: impl Read + Send + 'static,
+    log: &Log,
+    mut seen: impl FnMut(&str) + Send + 'static,
+) {
+    let log = log.clone();
+    std::thread::spawn(move || {
+        for line in BufReader::new(output).lines().map_while(Result::ok) {
+            *log.lock().unwrap() += &format!("{line}\n");
+            seen(&line);
+        }
+    });
 }

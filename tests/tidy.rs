@@ -199,10 +199,14 @@ fn functions(text: &str) -> Vec<(usize, usize)> {
     });
     starts
         .filter_map(|(at, line)| {
-            let closes = |end: &&str| indent(end) == indent(line) && end.trim() == "}";
+            let closes = |end: &&str| {
+                let declared = end.trim().starts_with(')') && end.ends_with(';');
+                indent(end) == indent(line) && (declared || end.trim() == "}")
+            };
             let body = lines[at..].iter().position(closes)?;
             let one_line = lines[at].trim_end().ends_with([';', '}']);
-            (!one_line).then_some((at + 1, body + 1))
+            let has_body = !one_line && lines[at + body].trim() == "}";
+            has_body.then_some((at + 1, body + 1))
         })
         .collect()
 }

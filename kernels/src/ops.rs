@@ -239,8 +239,8 @@ pub trait Ops: Send + 'static {
     ) -> Result<()>;
 
     /// Rotates the query and key heads of fused rows (rotate-half, as Hugging Face does) by
-    /// `table[position]`, whose rows are `[cos(dim / 2) | sin(dim / 2)]` in f32, and writes keys and
-    /// values into the cache. What is left of the keys in `qkv` is the backend's own affair.
+    /// `table[position]`, whose rows are `[cos(dim / 2) | sin(dim / 2)]` in f32, and writes keys
+    /// and values into the cache. What is left of the keys in `qkv` is the backend's own affair.
     fn rope_kv_store(
         &mut self,
         qkv: &mut Self::Buf,

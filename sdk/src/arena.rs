@@ -7,7 +7,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::{Cell, UnsafeCell};
 
-const BYTES: usize = 192 * 1024;
+const BYTES: usize = 128 * 1024;
 
 #[repr(align(16))]
 struct Block(UnsafeCell<[u8; BYTES]>);

@@ -35,6 +35,6 @@ interface!(select_adapter, "drystone:guest/select-adapter", "drystone:policy/typ
 interface!(resolve_adapter, "drystone:guest/resolve-adapter", "drystone:policy/types@0.1.0");
 interface!(admit, "drystone:guest/admit", "drystone:policy/types@0.1.0");
 interface!(score_replicas, "drystone:guest/score-replicas");
-interface!(on_chunk, "drystone:guest/on-chunk", "drystone:policy/types@0.1.0");
+interface!(on_chunk, "drystone:guest/on-chunk");
 interface!(on_response, "drystone:guest/on-response", "drystone:policy/types@0.1.0");
 interface!(on_complete, "drystone:guest/on-complete", "drystone:policy/types@0.1.0");

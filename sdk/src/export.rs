@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 use std::thread::LocalKey;
 
+use crate::bindings::score_replicas::exports::drystone::policy::score_replicas::Table;
 use crate::bindings::{
     admit, authorize, on_chunk, on_complete, on_request, on_response, plugin, resolve_adapter,
     score_replicas, select_adapter,
@@ -13,7 +14,7 @@ use crate::types::{
     AdmitVerdict, Caller, Chunk, ChunkVerdict, Completion, Demand, Denial, Identity, Load, Replica,
     Request, RequestVerdict, Resolution, Response, ResponseEdit, Selection,
 };
-use crate::{configuration, schemars};
+use crate::{configuration, schema};
 
 /// Holds the instance from `init` on. It lives as long as the component's memory.
 #[derive(Debug)]
@@ -51,7 +52,7 @@ impl<P: Plugin> plugin::exports::drystone::policy::plugin::Guest for Exported<P>
         plugin::exports::drystone::policy::plugin::Description {
             name: P::NAME.into(),
             version: P::VERSION.into(),
-            config_schema: schemars::schema_for!(P::Config).as_value().to_string(),
+            config_schema: schema::document::<P::Config>(),
             headers: P::HEADERS.iter().map(|name| (*name).into()).collect(),
         }
     }
@@ -119,14 +120,14 @@ impl<P: Plugin> admit::exports::drystone::policy::admit::Guest for Exported<P> {
 }
 
 impl<P: Plugin> score_replicas::exports::drystone::policy::score_replicas::Guest for Exported<P> {
-    fn score_replicas(demand: Demand, replicas: Vec<Replica>) -> Vec<f32> {
-        instance::<P>().score_replicas(&demand, &replicas)
+    fn score_replicas(demand: Demand, replicas: Table) -> Vec<f32> {
+        instance::<P>().score_replicas(&demand, &Replica::rows(&replicas))
     }
 }
 
 impl<P: Plugin> on_chunk::exports::drystone::policy::on_chunk::Guest for Exported<P> {
-    fn on_chunk(request: Request, chunk: Chunk) -> ChunkVerdict {
-        instance::<P>().on_chunk(&request, &chunk)
+    fn on_chunk(chunk: Chunk) -> ChunkVerdict {
+        instance::<P>().on_chunk(&chunk)
     }
 }
 

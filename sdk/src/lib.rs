@@ -48,9 +48,10 @@ pub mod host;
 pub mod mock;
 pub mod policy;
 pub mod prelude;
+pub mod schema;
 pub mod types;
 
 pub use configuration::NoConfig;
 pub use drystone_sdk_macros::{config, policy};
 pub use policy::{Policy, Setup};
-pub use {schemars, serde, serde_json};
+pub use {serde, serde_json};

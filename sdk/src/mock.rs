@@ -26,7 +26,7 @@ use crate::bindings::imports::drystone::policy::{adapters, replicas};
 use crate::export;
 use crate::host::log::Level;
 use crate::policy::Policy;
-use crate::types::Message;
+use crate::types::{Message, Request};
 
 pub(crate) mod functions;
 mod kv;
@@ -40,6 +40,7 @@ struct Host {
     messages: Vec<Message>,
     adapters: Vec<adapters::Adapter>,
     replicas: Vec<replicas::Replica>,
+    asked: Option<Request>,
     released: String,
     state: Vec<u8>,
     sets: Vec<Vec<Regex>>,
@@ -91,6 +92,11 @@ pub fn adapter(name: &str, lora_rank: u32, resident: bool) {
 /// Adds a replica.
 pub fn replica(replica: replicas::Replica) {
     with(|host| host.replicas.push(replica));
+}
+
+/// Sets the request that is answered.
+pub fn asked(request: Request) {
+    with(|host| host.asked = Some(request));
 }
 
 /// Sets the text of the answer that has been released, and forgets the choice's state.

@@ -1,9 +1,9 @@
 //! The trait that a plugin implements.
 
-use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 
 use crate::host::text::{PatternSet, WordSet};
+use crate::schema::Schema;
 use crate::types::{
     Admission, AdmitVerdict, Caller, Chunk, ChunkVerdict, Completion, Demand, Denial, Identity,
     Load, Replica, Request, RequestVerdict, Resolution, Response, ResponseEdit, Selection,
@@ -18,7 +18,7 @@ use crate::types::{
 pub trait Policy: Sized + 'static {
     /// What the operator writes under `config`; see [`config`](macro@crate::config). A plugin
     /// without any takes [`NoConfig`](crate::NoConfig).
-    type Config: DeserializeOwned + JsonSchema;
+    type Config: DeserializeOwned + Schema;
 
     /// Request headers that the plugin wants to read, in lower case. It reads those that the
     /// operator grants as well.
@@ -70,8 +70,9 @@ pub trait Policy: Sized + 'static {
         vec![0.0; replicas.len()]
     }
 
-    /// Look at what comes out, while it is written.
-    fn on_chunk(&self, request: &Request, chunk: &Chunk) -> ChunkVerdict {
+    /// Look at what comes out, while it is written. The request is
+    /// [`answer::asked`](crate::host::answer::asked).
+    fn on_chunk(&self, chunk: &Chunk) -> ChunkVerdict {
         ChunkVerdict::Pass
     }
 

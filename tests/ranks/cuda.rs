@@ -259,7 +259,7 @@ fn adapters_add_no_collective_unless_fully_sharded() {
                 slot.is_some_and(|slot| adapters[slot as usize].1 != PlainSharding::Replicated);
             let lora = if sharded { 4 * LAYERS } else { 0 };
             let whole = Feed::new(&prompts[0], 1, slot);
-            let found = cost(&mut group, &[whole.clone()]);
+            let found = cost(&mut group, std::slice::from_ref(&whole));
             assert_eq!(found, (BASE, lora), "{cut:?}, slot {slot:?}");
             // Steps of decode: the first is recorded, and the others are what was recorded.
             for step in 0..3 {

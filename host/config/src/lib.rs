@@ -5,6 +5,7 @@
 
 pub mod cases;
 pub mod check;
+pub mod components;
 pub mod environment;
 pub mod keys;
 pub mod launch;
@@ -58,12 +59,13 @@ pub fn load(path: &Path) -> Result<Settings, ConfigError> {
 
 /// Checks the text of a deployment that came from `name`; relative paths in it start at `folder`.
 pub fn parse(text: &str, folder: &Path, name: &str) -> Result<Settings, ConfigError> {
-    let raw: raw::Deployment = toml::from_str(text).map_err(|error| ConfigError::Parse {
-        path: name.to_owned(),
-        message: error.to_string(),
-    })?;
-    check::check(raw, folder)
+    check::check(typed(text, name)?, folder)
         .map_err(|problems| ConfigError::Values { path: name.to_owned(), problems })
+}
+
+fn typed(text: &str, name: &str) -> Result<raw::Deployment, ConfigError> {
+    toml::from_str(text)
+        .map_err(|error| ConfigError::Parse { path: name.to_owned(), message: error.to_string() })
 }
 
 fn read(path: &Path) -> Result<String, ConfigError> {

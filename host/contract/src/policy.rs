@@ -59,13 +59,14 @@ pub trait Policy: Send + Sync {
         load: &'a Load,
     ) -> Asked<'a, Result<Admission, Denied>>;
 
-    /// A finite score for each replica, in their order; the lowest wins.
+    /// A finite score for each replica, in their order; the lowest wins. Refused where a policy
+    /// that may not be done without has none.
     fn score_replicas<'a>(
         &'a self,
         subject: &'a Subject,
         demand: &'a Demand,
         replicas: &'a [Replica],
-    ) -> Asked<'a, Vec<f32>>;
+    ) -> Asked<'a, Result<Vec<f32>, Denied>>;
 
     /// What the text of one choice passes on its way out; `None` where no policy looks at it.
     fn filter(&self, subject: &Arc<Subject>, choice: u32) -> Option<Box<dyn Filter>>;

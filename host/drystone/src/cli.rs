@@ -134,6 +134,13 @@ pub enum Plugin {
     },
     /// Asks two components what a server recorded, and prints the verdicts that differ.
     Replay(Replay),
+    /// Serves a deployment, and builds a plugin again whenever one of its sources changes. What
+    /// does not compile or cannot be used leaves the old component at work.
+    ///
+    /// A project is followed that builds NAME.wasm where the deployment has it, which is what
+    /// `drystone plugin build` does; projects elsewhere are named. Components that other tools
+    /// build are loaded again when they change, as `drystone serve` does.
+    Dev(PluginDev),
 }
 
 /// Where to write a new project.
@@ -156,6 +163,18 @@ pub struct PluginBuild {
     /// Where the component goes [default: NAME.wasm in DIR].
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
+}
+
+/// What to serve and which sources to follow.
+#[derive(Debug, clap::Args)]
+pub struct PluginDev {
+    /// TOML file of the deployment.
+    #[arg(short, long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Folders of further projects; each builds the component that the deployment has under the
+    /// name of its crate.
+    #[arg(value_name = "PROJECT")]
+    pub projects: Vec<PathBuf>,
 }
 
 /// What to ask again, and whom.
@@ -184,15 +203,20 @@ pub struct PolicyBench {
     /// Answers score-replicas; asked about 16 candidates.
     #[arg(long, value_name = "FILE")]
     pub score: Option<PathBuf>,
-    /// Answers on-request; also measured as a chain of ten.
+    /// Answers on-request; also measured as a chain of ten, and when its file changes.
     #[arg(long, value_name = "FILE")]
     pub request: Option<PathBuf>,
     /// Answers on-chunk.
     #[arg(long, value_name = "FILE")]
     pub chunk: Option<PathBuf>,
-    /// Never answers on-request for the model `spin`, and is killed after 5 ms.
+    /// Never answers on-request for the model `spin`, and is killed after 5 ms. Requests for
+    /// another model are measured beside it.
     #[arg(long, value_name = "FILE")]
     pub spin: Option<PathBuf>,
+    /// Answers on-request a million times and is reloaded a thousand times, to see what stays in
+    /// memory.
+    #[arg(long, value_name = "FILE")]
+    pub endurance: Option<PathBuf>,
     /// Calls of one row.
     #[arg(long, default_value_t = 2000)]
     pub calls: usize,

@@ -39,7 +39,7 @@ pub fn command(options: &cli::Demo) -> Result<(), Failure> {
     let once = options.once;
     serve(survey, move |ready| {
         ask_all(&ready)?;
-        policies::show(ready.address)?;
+        policies::show(ready.address, QUESTIONS.len())?;
         if once {
             ready.stop();
         } else {

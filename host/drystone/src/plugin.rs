@@ -1,6 +1,7 @@
 //! `drystone plugin`: the tools of those who write plugins.
 
 mod build;
+mod dev;
 mod inspect;
 mod new;
 mod replay;
@@ -20,6 +21,7 @@ pub fn command(what: &Plugin) -> Result<(), Failure> {
         Plugin::Inspect { file, json } => inspect::command(file, *json),
         Plugin::Test { file, cases } => test::command(file, cases),
         Plugin::Replay(options) => replay::command(options),
+        Plugin::Dev(options) => dev::command(options),
     }
 }
 

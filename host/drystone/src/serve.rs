@@ -46,8 +46,8 @@ impl Ready {
     }
 }
 
-/// Serves `survey`. Once the replica is up, calls `ready` on a thread of its own; if that fails, so
-/// does the server.
+/// Serves `survey`. Once the replica is up, calls `ready` on a thread of its own, and is ready for
+/// others when that returns; if it fails, so does the server.
 pub fn serve<F>(survey: Survey, ready: F) -> Result<(), Failure>
 where
     F: FnOnce(Ready) -> Result<(), Failure> + Send + 'static,
@@ -73,7 +73,9 @@ where
             if let Some(replicas) = Replicas::new(replicas, upstreams, name) {
                 app.open(replicas);
             }
-            ready(Ready { address, counts, stop })
+            ready(Ready { address, counts, stop })?;
+            app.announce();
+            Ok::<_, Failure>(())
         });
         tokio::select! {
             opened = open => opened.unwrap_or_else(|error| resume_unwind(error.into_panic()))?,

@@ -9,7 +9,7 @@ mod door;
 pub mod handle;
 pub mod load;
 mod mailbox;
-mod recent;
+pub mod recent;
 
 // The main loop and what it does in each turn.
 mod batch;

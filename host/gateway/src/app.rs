@@ -44,6 +44,8 @@ pub struct App {
     /// How adapters come while the server runs.
     pub(crate) loads: Loads,
     replicas: OnceLock<Replicas>,
+    /// Somebody said that callers may come.
+    announced: AtomicBool,
     draining: AtomicBool,
     names: Names,
 }
@@ -76,6 +78,7 @@ impl App {
             places: Places::default(),
             loads: Loads::default(),
             replicas: OnceLock::new(),
+            announced: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             names: Names::new(),
         }
@@ -91,7 +94,17 @@ impl App {
         Self { loads: Loads::below(root), ..self }
     }
 
-    /// Starts serving; a second call changes nothing.
+    /// Is ready from now on, for whoever asks `/ready`.
+    pub fn announce(&self) {
+        self.announced.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was announced that callers may come.
+    pub(crate) fn is_announced(&self) -> bool {
+        self.announced.load(Ordering::Relaxed)
+    }
+
+    /// Takes requests; a second call changes nothing.
     pub fn open(&self, replicas: Replicas) {
         let _ = self.replicas.set(replicas);
     }

@@ -33,6 +33,7 @@ fn cards(app: &App, replicas: &Replicas) -> Vec<Value> {
             "root": base, "parent": parent, "max_model_len": replicas.context_max(),
         })
     };
-    let adapters = replicas.catalogue().entries().map(|entry| card(&entry.name, Some(base)));
+    let adapters = replicas.adapter_names();
+    let adapters = adapters.iter().map(|name| card(name, Some(base)));
     std::iter::once(card(base, None)).chain(adapters).collect()
 }

@@ -3,6 +3,7 @@
 pub mod choose;
 pub mod upstream;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use config::settings;
@@ -98,6 +99,23 @@ impl Replicas {
         let catalogue = self.catalogue();
         !matches!(catalogue.get(name), Err(Unavailable::Unknown))
             || self.0.upstreams.iter().any(|upstream| upstream.serves(name))
+    }
+
+    /// Whether an adapter is served under `name`, here or by an upstream that is well.
+    pub fn serves(&self, name: &str) -> bool {
+        self.catalogue().get(name).is_ok()
+            || self.0.upstreams.iter().any(|upstream| upstream.serves(name))
+    }
+
+    /// Names of the adapters that can be asked for: those of the catalogue, then those that only
+    /// upstreams serve.
+    pub fn adapter_names(&self) -> Vec<String> {
+        let mut names: Vec<_> =
+            self.catalogue().entries().map(|entry| entry.name.clone()).collect();
+        let there: BTreeSet<_> = self.0.upstreams.iter().flat_map(|it| it.adapters()).collect();
+        let local: BTreeSet<_> = names.iter().cloned().collect();
+        names.extend(there.difference(&local).cloned());
+        names
     }
 
     /// Whether no replica can run anything any more.

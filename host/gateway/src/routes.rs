@@ -76,9 +76,10 @@ async fn health(State(app): State<Arc<App>>) -> Result<StatusCode, ApiError> {
     }
 }
 
-/// Ready: a request would be taken.
+/// Ready: a request would be taken, and is expected.
 async fn ready(State(app): State<Arc<App>>) -> Result<StatusCode, ApiError> {
-    app.replicas().map(|_| StatusCode::OK)
+    app.replicas()?;
+    if app.is_announced() { Ok(StatusCode::OK) } else { Err(ApiError::Starting) }
 }
 
 async fn unknown_path(request: Request) -> ApiError {

@@ -24,7 +24,7 @@ impl Surroundings for View {
 
     fn adapter_exists(&self, name: &str) -> bool {
         let Some(app) = self.0.upgrade() else { return false };
-        app.loaded().is_some_and(|replicas| replicas.catalogue().get(name).is_ok())
+        app.loaded().is_some_and(|replicas| replicas.serves(name))
     }
 
     fn replicas(&self) -> Vec<ReplicaRow> {

@@ -96,6 +96,20 @@ impl Chains {
         bits(chain.enforced).filter_map(|bit| self.plugins.get(bit))
     }
 
+    /// Those of `chain` whose answers do not count, each after how many whose answers do.
+    pub(crate) fn shadowed(&self, chain: Chain) -> impl Iterator<Item = (usize, &Arc<Plugin>)> {
+        bits(chain.shadowed).filter_map(move |bit| {
+            let before = chain.enforced & ((1 << bit) - 1);
+            Some((before.count_ones() as usize, self.plugins.get(bit)?))
+        })
+    }
+
+    /// Has `work` done where shadows are asked, after all they have to do already; unless that is
+    /// too much.
+    pub(crate) fn later(&self, work: impl Future<Output = ()> + Send + 'static) -> bool {
+        self.shadows.offer(work)
+    }
+
     /// Asks those of `chain` whose answers do not count, later and elsewhere. `differs` tells
     /// whether an answer would have changed something.
     pub(crate) fn shadow<Q: Question + 'static>(

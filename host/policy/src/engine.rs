@@ -14,25 +14,28 @@ const TABLE_KEEP_RESIDENT: usize = 64 << 10;
 const CORE_INSTANCES: u32 = 6;
 const TABLES: u32 = 3;
 
-/// An engine for `instances_max` instances at once.
+/// An engine for `instances_max` instances at once. At each tick of its clock it calls `on_tick`.
 ///
 /// They come from a pool that reserves their address space ahead. Where that space is not to be
 /// had, instances are mapped one by one: slower to start, otherwise the same.
-pub(crate) fn serving(instances_max: u32) -> wasmtime::Result<Engine> {
+pub(crate) fn serving(
+    instances_max: u32,
+    on_tick: impl Fn() + Send + 'static,
+) -> wasmtime::Result<Engine> {
     let mut config = common();
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(instances_max)));
     let engine = Engine::new(&config).or_else(|error| {
         tracing::warn!("policy instances are mapped one by one, for want of a pool: {error:#}");
         Engine::new(&common())
     })?;
-    tick(engine.weak())?;
+    tick(engine.weak(), on_tick)?;
     Ok(engine)
 }
 
 /// An engine that counts what guests do. It is slower, and for tools only.
 pub(crate) fn measuring() -> wasmtime::Result<Engine> {
     let engine = Engine::new(common().consume_fuel(true))?;
-    tick(engine.weak())?;
+    tick(engine.weak(), || {})?;
     Ok(engine)
 }
 
@@ -40,6 +43,8 @@ fn common() -> Config {
     let mut config = Config::new();
     // Concurrency within one instance is not part of `drystone:policy`, and costs every call.
     config.epoch_interruption(true).concurrency_support(false);
+    // For native debuggers; a guest's own backtrace does not need it, and it takes time to make.
+    config.native_unwind_info(false);
     config
 }
 
@@ -56,11 +61,12 @@ fn pool(instances: u32) -> PoolingAllocationConfig {
 }
 
 /// Ticks until the engine is gone.
-fn tick(engine: EngineWeak) -> wasmtime::Result<()> {
+fn tick(engine: EngineWeak, on_tick: impl Fn() + Send + 'static) -> wasmtime::Result<()> {
     let ticks = move || {
         while let Some(engine) = engine.upgrade() {
             engine.increment_epoch();
             drop(engine);
+            on_tick();
             std::thread::sleep(TICK);
         }
     };

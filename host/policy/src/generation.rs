@@ -8,17 +8,18 @@ use contract::policy::hook::Hook;
 use prometheus_client::metrics::gauge::Gauge;
 use wasmtime::Engine;
 
-use crate::background::Background;
 use crate::bindings::exports::drystone::policy::plugin::{Description, Setup};
 use crate::breaker::Breaker;
 use crate::cache::Cache;
 use crate::failure::Failure;
 use crate::guest::Services;
 use crate::instance::Instance;
+use crate::keeper::Keeper;
 use crate::load::{LoadError, Loaded, load};
 use crate::pool::Pool;
 use crate::quiet::LogGate;
 use crate::recipe::{Kit, Recipe, START};
+use crate::schema;
 use crate::state::counters::Counters;
 use crate::state::kv::Store;
 use crate::state::text::Texts;
@@ -45,7 +46,7 @@ pub(crate) struct Workshop {
     pub(crate) engine: Engine,
     pub(crate) cache: Option<Arc<Cache>>,
     /// Makes instances and takes them down.
-    pub(crate) background: Background,
+    pub(crate) keeper: Keeper,
     /// So many instances of a generation wait for calls.
     pub(crate) warm: usize,
 }
@@ -63,11 +64,11 @@ impl Workshop {
         loaded.check_grants(&settings.allow)?;
         let hooks = loaded.hooks(settings.hooks.as_deref())?;
         let recipe = self.recipe(settings, services, &loaded, &hooks)?;
-        let first = async { Ok::<_, Failure>(first(&recipe, &settings.allow.headers).await) };
+        let first = || async { Ok::<_, Failure>(first(&recipe, &settings.allow.headers).await) };
         let (description, setup) = recipe.within(START, first).await??;
         let size = self.warm.min(settings.limits.concurrency);
-        let pool = Pool::new(recipe, settings.isolation, size, self.background.clone());
-        pool.warm().await;
+        let pool = Pool::new(recipe, settings.isolation, size, self.keeper.clone());
+        pool.look_after().await;
         let hold_back = setup.hold_back as usize;
         let breaker = Breaker::new(settings.breaker);
         Ok(Generation { sha256: loaded.sha256, description, hooks, hold_back, pool, breaker })
@@ -99,6 +100,7 @@ pub(crate) async fn first(
     let description = instance.describe().await?;
     let asked = description.headers.iter().filter(|name| granted.contains(name)).cloned();
     let _ = recipe.services.headers.set(asked.collect());
+    schema::check(&description.config_schema, &recipe.settings())?;
     let setup = instance.init(&recipe.config).await?.map_err(LoadError::Config)?;
     if setup.hold_back > HOLD_BACK {
         let reason = format!("it holds {} characters back, {HOLD_BACK} may be", setup.hold_back);

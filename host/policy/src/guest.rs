@@ -10,19 +10,23 @@ use wasmtime::UpdateDeadline;
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
+use crate::bindings::drystone::policy::types::Request;
 use crate::bounds::Bounds;
 use crate::quiet::LogGate;
 use crate::state::counters::Counters;
 use crate::state::kv::Store;
 use crate::state::text::Texts;
+use crate::tail::Tail;
 
 /// What the request under way shows to a guest that asks.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ambient {
     pub(crate) headers: Headers,
     pub(crate) messages: Arc<[Message]>,
+    /// What is answered, while text of it is looked at.
+    pub(crate) request: Option<Arc<Request>>,
     /// The end of the text that was released before.
-    pub(crate) released: Arc<str>,
+    pub(crate) released: Tail,
     /// What the guest keeps for a choice between its chunks.
     pub(crate) state: Vec<u8>,
 }
@@ -50,8 +54,8 @@ pub(crate) struct Guest {
     /// It is in `init`, where sets of patterns may be made.
     pub(crate) starting: bool,
     ticks_left: u32,
-    /// A world with nothing in it, for guests that were promised one.
-    wasi: WasiCtx,
+    /// A world with nothing in it, made when a guest that was promised one first looks.
+    wasi: Option<WasiCtx>,
     resources: ResourceTable,
 }
 
@@ -65,7 +69,7 @@ impl Guest {
             bounds,
             starting: true,
             ticks_left: 0,
-            wasi: WasiCtx::builder().build(),
+            wasi: None,
             resources: ResourceTable::new(),
         }
     }
@@ -94,7 +98,8 @@ impl Guest {
 
 impl WasiView for Guest {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        WasiCtxView { ctx: &mut self.wasi, table: &mut self.resources }
+        let ctx = self.wasi.get_or_insert_with(|| WasiCtx::builder().build());
+        WasiCtxView { ctx, table: &mut self.resources }
     }
 }
 

@@ -2,8 +2,9 @@
 //! measured.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use config::settings::Allow;
+use config::settings::{Allow, Limits};
 use contract::policy::hook::Hook;
 use serde_json::Value;
 use wasmtime::Engine;
@@ -12,7 +13,7 @@ use crate::background::wait;
 use crate::engine;
 use crate::failure::Failure;
 use crate::generation::first;
-use crate::guest::Services;
+use crate::guest::{Ambient, Services};
 use crate::hooks::admit::Admit;
 use crate::hooks::authorize::Authorize;
 use crate::hooks::on_chunk::OnChunk;
@@ -20,13 +21,22 @@ use crate::hooks::on_complete::OnComplete;
 use crate::hooks::on_request::OnRequest;
 use crate::hooks::on_response::OnResponse;
 use crate::hooks::resolve_adapter::ResolveAdapter;
-use crate::hooks::score_replicas::ScoreReplicas;
+use crate::hooks::score_replicas::{ScoreReplicas, table};
 use crate::hooks::select_adapter::SelectAdapter;
+use crate::instance::Instance;
 use crate::json::{self, ambient, headers, part, subject};
 use crate::load::{LoadError, Loaded, load};
 use crate::question::{Question, request};
 use crate::recipe::{Kit, Recipe};
-use crate::trial::LIMITS;
+
+/// Bounds for tools. Counting slows guests down, so they get time.
+pub const LIMITS: Limits = Limits {
+    cpu: Duration::from_secs(1),
+    memory_bytes: 64 << 20,
+    output_bytes: 64 << 10,
+    host_copy_bytes: 4 << 20,
+    concurrency: 1,
+};
 
 /// A compiled component.
 pub struct Harness {
@@ -41,8 +51,8 @@ pub struct Started(Recipe);
 /// What came of one call.
 #[derive(Clone, Debug)]
 pub struct Run {
-    /// What the guest said, as JSON.
-    pub verdict: Value,
+    /// What the guest said, as JSON, or why it said nothing that counts.
+    pub verdict: Result<Value, Failure>,
     /// WebAssembly instructions that it took.
     pub fuel: u64,
     /// The most that its memories held, its start included.
@@ -55,9 +65,9 @@ pub enum AskError {
     /// The input is not one of this hook.
     #[error("{0}")]
     Input(String),
-    /// The guest failed.
+    /// The guest did not start.
     #[error(transparent)]
-    Failure(#[from] Failure),
+    Start(#[from] Failure),
     /// The host could not try.
     #[error("{0}")]
     Host(#[from] std::io::Error),
@@ -113,7 +123,9 @@ impl Started {
                 let subject = subject(input).map_err(wrong)?;
                 self.put(&OnRequest { request: request(&subject), subject }).await
             }
-            Hook::SelectAdapter => self.put(&SelectAdapter { request: about()?, ambient }).await,
+            Hook::SelectAdapter => {
+                self.put(&SelectAdapter { request: about()?, ambient, served: None }).await
+            }
             Hook::ResolveAdapter => {
                 let name = json::name(input).map_err(wrong)?;
                 self.put(&ResolveAdapter { request: about()?, name, ambient }).await
@@ -123,12 +135,13 @@ impl Started {
                 self.put(&Admit { request: about()?, load, ambient }).await
             }
             Hook::ScoreReplicas => {
-                let (demand, replicas) = (part!(demand), part!(replicas));
+                let rows: Vec<_> = part!(replicas);
+                let (demand, replicas) = (part!(demand), table(&rows));
                 self.put(&ScoreReplicas { demand, replicas, ambient }).await
             }
             Hook::OnChunk => {
-                let (request, chunk) = (Arc::new(about()?), part!(chunk));
-                self.put(&OnChunk { request, chunk, ambient }).await
+                let ambient = Ambient { request: Some(Arc::new(about()?)), ..ambient };
+                self.put(&OnChunk { chunk: part!(chunk), ambient: &ambient }).await
             }
             Hook::OnResponse => {
                 let response = part!(response);
@@ -144,15 +157,27 @@ impl Started {
     async fn put<Q: Question>(&self, question: &Q) -> Result<Run, AskError> {
         let mut instance = self.0.make().await?;
         instance.begin(question.ambient(), LIMITS.cpu);
-        let before = instance.store.get_fuel().map_err(Failure::from)?;
-        let answer = question.ask(&mut instance).await.map_err(Failure::from)?;
-        let after = instance.store.get_fuel().map_err(Failure::from)?;
-        let missing = || AskError::Input(format!("it does not export {}", Q::HOOK.name()));
-        let answer = answer.ok_or_else(missing)?;
-        let verdict = json::verdict(Q::HOOK, &answer);
-        let verdict = verdict.map_err(|error| AskError::Input(error.to_string()))?;
-        question.check(answer, &LIMITS).map_err(Failure::Invalid)?;
+        let fuel = |instance: &Instance| instance.store.get_fuel().unwrap_or_default();
+        let before = fuel(&instance);
+        let answer = self.0.within(LIMITS.cpu, || question.ask(&mut instance)).await;
+        let used = before - fuel(&instance);
         let memory_bytes = instance.store.data().bounds.peak();
-        Ok(Run { verdict, fuel: before - after, memory_bytes })
+        let missing = || AskError::Input(format!("it does not export {}", Q::HOOK.name()));
+        let verdict = match answer {
+            Ok(answer) => judged(question, answer.ok_or_else(missing)?)?,
+            Err(failure) => Err(failure),
+        };
+        Ok(Run { verdict, fuel: used, memory_bytes })
     }
+}
+
+/// An answer as JSON, if a server would take it.
+fn judged<Q: Question>(
+    question: &Q,
+    answer: Q::Answer,
+) -> Result<Result<Value, Failure>, AskError> {
+    let verdict = json::verdict(Q::HOOK, &answer);
+    let verdict = verdict.map_err(|error| AskError::Input(error.to_string()))?;
+    let checked = question.check(answer, &LIMITS);
+    Ok(checked.map(|_| verdict).map_err(Failure::Invalid))
 }

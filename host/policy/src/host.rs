@@ -5,7 +5,9 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use config::settings::Policy;
 use contract::policy::builtin::Builtin;
+use contract::policy::hook::Hook;
 use contract::policy::replica::Surroundings;
+use contract::policy::subject::Subject;
 use prometheus_client::registry::Registry;
 
 use crate::background::Background;
@@ -138,6 +140,14 @@ impl Inner {
         names.sort_unstable();
         names.dedup();
         *self.headers.write().unwrap_or_else(PoisonError::into_inner) = Arc::from(names);
+    }
+
+    /// What tells the adapters that a policy may name for `subject`; `None` where it may name
+    /// others too, for another policy to find.
+    pub(crate) fn served(&self, subject: &Subject) -> Option<Arc<dyn Surroundings>> {
+        let finders = self.chains.about(Hook::ResolveAdapter, subject);
+        let none_finds = self.chains.enforced(finders).next().is_none();
+        self.surroundings.get().filter(|_| none_finds).cloned()
     }
 
     /// Request headers that some plugin may read.

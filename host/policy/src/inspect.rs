@@ -9,11 +9,11 @@ use crate::background;
 use crate::engine;
 use crate::grants;
 use crate::guest::Services;
+use crate::harness::LIMITS;
 use crate::instance::Instance;
 use crate::load::{LoadError, Loaded, load};
 use crate::recipe::{Kit, Recipe};
 use crate::surface::VERSION;
-use crate::trial::LIMITS;
 
 /// What a component is.
 #[derive(Clone, Debug, serde::Serialize)]

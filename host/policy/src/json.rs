@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use config::settings::Allow;
 use contract::policy::builtin;
 use contract::policy::hook::Hook;
 use contract::policy::replica::Replica;
@@ -13,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::bindings::drystone::policy::types;
-use crate::bindings::exports::drystone::policy::score_replicas;
 use crate::guest::Ambient;
+use crate::tail::Tail;
 
 /// Fields whose strings are words of the WIT files.
 const WORDS: [&str; 2] = ["route", "finish"];
@@ -29,9 +30,33 @@ pub(crate) fn verdict(hook: Hook, answer: &impl Serialize) -> serde_json::Result
     })
 }
 
-/// What a guest was asked, under WIT's names.
-pub(crate) fn input(value: Value) -> Value {
-    named(value, &kebab, &kebab)
+/// What a guest was asked and could look at meanwhile, under WIT's names.
+pub(crate) fn input(asked: Value, seen: &Ambient, allow: &Allow) -> Value {
+    let mut value = named(asked, &kebab, &kebab);
+    let headers = seen.headers.0.iter().flat_map(|headers| headers.iter());
+    let headers = headers.filter(|(name, _)| allow.headers.contains(name));
+    let headers: BTreeMap<_, _> = headers.map(|(name, value)| (name, value)).collect();
+    if !headers.is_empty() {
+        value["headers"] = json!(headers);
+    }
+    if allow.messages && !seen.messages.is_empty() {
+        let message = |one: &Message| json!({ "role": one.role, "content": one.content });
+        value["messages"] = seen.messages.iter().map(message).collect();
+    }
+    value
+}
+
+/// Bytes as a text where they are one, and as numbers elsewhere.
+pub(crate) fn bytes(bytes: &[u8]) -> Value {
+    std::str::from_utf8(bytes).map_or_else(|_| json!(bytes), |text| json!(text))
+}
+
+/// What [`bytes`] wrote.
+fn state(input: &Value) -> Result<Vec<u8>, String> {
+    match input.get("state") {
+        Some(Value::String(text)) => Ok(text.clone().into_bytes()),
+        _ => part(input, "state"),
+    }
 }
 
 /// `value` with all names of fields and cases, and the words in some of them, changed.
@@ -110,8 +135,9 @@ pub(crate) fn ambient(input: &Value) -> Result<Ambient, String> {
     Ok(Ambient {
         headers: headers(input)?,
         messages: messages(input)?.into(),
-        released: part::<String>(input, "released")?.into(),
-        state: part(input, "state")?,
+        released: Tail::of(&part::<String>(input, "released")?),
+        state: state(input)?,
+        ..Ambient::default()
     })
 }
 
@@ -158,23 +184,12 @@ pub fn builtin(hook: Hook, input: &Value) -> Option<Value> {
         Hook::ResolveAdapter => json!("not-found"),
         Hook::Admit => json!({ "admit": { "priority": 0, "deadline-ms": null } }),
         Hook::ScoreReplicas => {
-            let replicas: Vec<score_replicas::Replica> = part(input, "replicas").ok()?;
-            replicas.iter().map(|replica| builtin::score(&ours(replica))).collect()
+            let replicas: Vec<Replica> = part(input, "replicas").ok()?;
+            replicas.iter().map(builtin::score).collect()
         }
         Hook::OnResponse => json!([]),
         Hook::OnComplete => Value::Null,
     })
-}
-
-fn ours(replica: &score_replicas::Replica) -> Replica {
-    Replica {
-        running: replica.running,
-        waiting: replica.waiting,
-        kv_used: replica.kv_used,
-        adapter_resident: replica.adapter_resident,
-        prefix_hit: replica.prefix_hit,
-        local: replica.local,
-    }
 }
 
 /// Puts a text in the place of every digest that a redacted recording has, so that it can be asked
@@ -250,14 +265,43 @@ mod tests {
 
     #[test]
     fn what_was_recorded_can_be_read() {
-        let recorded = input(json!({ "request": {
+        let asked = json!({ "request": {
             "id": "1", "tenant": "Acme", "model": "m", "route": "Completion", "prompt_tokens": 3,
             "max_tokens": null, "streamed": true,
-        } }));
+        } });
+        let recorded = input(asked, &Ambient::default(), &Allow::default());
         assert_eq!(recorded["request"]["prompt-tokens"], 3);
         assert_eq!(recorded["request"]["route"], "completion");
         let subject = subject(&recorded).unwrap();
         assert_eq!((subject.route, &*subject.tenant.0), (Route::Completion, "Acme"));
+    }
+
+    #[test]
+    fn what_a_guest_could_look_at_is_recorded_and_nothing_else() {
+        let headers = [("x-team", "ops"), ("x_odd", "1"), ("x-other", "2")];
+        let headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let message = Message { role: "user".to_owned(), content: "hello".to_owned() };
+        let seen = Ambient {
+            headers: Headers(Some(headers.into_iter().collect())),
+            messages: [message].into(),
+            ..Ambient::default()
+        };
+        let names = vec!["x-team".to_owned(), "x_odd".to_owned()];
+        let allow = Allow { headers: names, messages: true, ..Allow::default() };
+        let recorded = input(json!({}), &seen, &allow);
+        assert_eq!(recorded["headers"], json!({ "x-team": "ops", "x_odd": "1" }));
+        assert_eq!(recorded["messages"][0]["content"], "hello");
+        assert_eq!(input(json!({}), &seen, &Allow::default()), json!({}));
+        let again = ambient(&recorded).unwrap();
+        assert_eq!((again.headers.get("x_odd"), again.messages.len()), (Some("1"), 1));
+    }
+
+    #[test]
+    fn state_is_a_text_or_bytes() {
+        for kept in [&b"a\"b"[..], &[0xFF, 0]] {
+            let input = json!({ "state": bytes(kept) });
+            assert_eq!(ambient(&input).unwrap().state, kept);
+        }
     }
 
     #[test]

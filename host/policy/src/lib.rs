@@ -11,7 +11,6 @@ pub mod metrics;
 pub mod record;
 pub mod scope;
 pub mod state;
-pub mod trial;
 pub mod watch;
 
 mod background;
@@ -22,6 +21,7 @@ mod check;
 mod deploy;
 mod edits;
 mod engine;
+mod gate;
 mod generation;
 mod grants;
 mod guest;
@@ -29,14 +29,17 @@ mod hooks;
 mod imports;
 mod inspect;
 mod instance;
+mod keeper;
 mod plugin;
 mod policy;
 mod pool;
 mod question;
 mod quiet;
 mod recipe;
+mod schema;
 mod start;
 mod surface;
+mod tail;
 
 #[cfg(test)]
 mod tests;

@@ -90,6 +90,9 @@ pub enum LoadError {
     /// It refused its configuration.
     #[error("it refuses its configuration: {0}")]
     Config(String),
+    /// What it says about its configuration cannot be used.
+    #[error("the schema of its configuration is no JSON Schema that can be used: {0}")]
+    Schema(String),
     /// It found itself wanting.
     #[error("its self-test failed: {0}")]
     SelfTest(String),

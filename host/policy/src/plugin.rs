@@ -7,10 +7,10 @@ use arc_swap::ArcSwapOption;
 use config::settings::{Mode, Plugin as Settings};
 use contract::policy::hook::{Hook, OnError};
 use contract::policy::verdict::Denied;
-use tokio::sync::Semaphore;
 
 use crate::breaker::Breaker;
 use crate::failure::Failure;
+use crate::gate::Gate;
 use crate::generation::Generation;
 use crate::guest::Services;
 use crate::json;
@@ -29,7 +29,7 @@ pub(crate) struct Plugin {
     pub(crate) hook_metrics: [HookMetrics; Hook::ALL.len()],
     /// What generations inherit.
     pub(crate) services: Services,
-    pub(crate) calls: Semaphore,
+    pub(crate) calls: Gate,
     pub(crate) recorder: Option<Recorder>,
     /// Held while a new generation is made.
     pub(crate) deploying: Mutex<()>,
@@ -95,11 +95,12 @@ impl Plugin {
         generation: &Generation,
         question: &Q,
     ) -> Result<Option<Q::Verdict>, Failure> {
-        let _permit = self.calls.try_acquire().map_err(|_| Failure::Concurrency)?;
+        let _place = self.calls.enter().ok_or(Failure::Concurrency)?;
         let mut instance = generation.pool.take().await?;
         instance.begin(question.ambient(), self.settings.limits.cpu);
-        let (recipe, time) = (generation.pool.recipe(), self.settings.limits.cpu);
-        let answer = match recipe.within(time, question.ask(&mut instance)).await {
+        let time = self.settings.limits.cpu;
+        let recipe = generation.pool.recipe();
+        let answer = match recipe.within(time, || question.ask(&mut instance)).await {
             Ok(answer) => answer,
             Err(failure) => {
                 generation.pool.retire(instance);
@@ -116,7 +117,9 @@ impl Plugin {
     fn record<Q: Question>(&self, question: &Q, answer: &Q::Answer) {
         let Some(recorder) = &self.recorder else { return };
         if let Ok(answer) = json::verdict(Q::HOOK, answer) {
-            recorder.keep(&self.settings.name, Q::HOOK, &json::input(question.input()), &answer);
+            let seen = question.ambient();
+            let input = json::input(question.input(), &seen, &self.settings.allow);
+            recorder.keep(&self.settings.name, Q::HOOK, &input, &answer);
         }
     }
 

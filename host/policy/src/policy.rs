@@ -66,10 +66,12 @@ impl Policy for Host {
             return Asked::now(Ok(builtin.select(&subject.model)));
         }
         Asked::later(async move {
-            let answer = chains.select_adapter(chain, subject, builtin).await;
+            let served = self.0.served(subject);
+            let question = || SelectAdapter::new(subject, served.clone());
+            let answer = chains.select_adapter(chain, question(), builtin).await;
             let ours = answer.clone();
             let differs = move |theirs: &Option<_>| theirs.as_ref().is_some_and(|it| *it != ours);
-            chains.shadow(chain, || SelectAdapter::new(subject), differs);
+            chains.shadow(chain, question, differs);
             answer
         })
     }
@@ -116,15 +118,15 @@ impl Policy for Host {
         subject: &'a Subject,
         demand: &'a Demand,
         replicas: &'a [Replica],
-    ) -> Asked<'a, Vec<f32>> {
+    ) -> Asked<'a, Result<Vec<f32>, Denied>> {
         let chains = &self.0.chains;
         let chain = chains.about(Hook::ScoreReplicas, subject);
         if chain.is_empty() {
-            return Asked::now(plain(replicas));
+            return Asked::now(Ok(plain(replicas)));
         }
         Asked::later(async move {
             let scores = chains.score_replicas(chain, subject, demand, replicas).await;
-            let ours = lowest(&scores);
+            let ours = scores.as_deref().map_or(None, lowest);
             let question = || ScoreReplicas::new(subject, demand, replicas);
             chains.shadow(chain, question, move |theirs| lowest(theirs) != ours);
             scores

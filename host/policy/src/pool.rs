@@ -1,31 +1,48 @@
 //! Where a call gets its instance from, and where it goes after.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::{Duration, Instant};
 
 use config::settings::Isolation;
+use tokio::runtime::Handle;
 
-use crate::background::Background;
 use crate::failure::Failure;
 use crate::instance::Instance;
+use crate::keeper::Keeper;
 use crate::recipe::Recipe;
+
+/// Instances that take longer than this to make are made by the keeper.
+const LIGHT: Duration = Duration::from_micros(100);
 
 /// Instances of one generation that wait for calls.
 ///
-/// With [`Isolation::PerRequest`] they are new, and a background thread makes the next ones and
-/// takes used ones down. With [`Isolation::Pooled`] they come back after every good call. Either
-/// way a call that finds none makes its own.
+/// With [`Isolation::PerRequest`] they are new; the next ones are made and used ones taken down
+/// once the calling task has given way. With [`Isolation::Pooled`] they come back after every good
+/// call. Either way a call that finds none makes its own.
 pub(crate) struct Pool {
     recipe: Recipe,
     isolation: Isolation,
-    /// So many wait at most.
+    /// So many instances wait at most, for a call or for their end: all hold places of the engine.
     size: usize,
-    idle: Mutex<Vec<Instance>>,
-    background: Background,
+    waiting: Mutex<Waiting>,
+    keeper: Keeper,
+    /// Someone will look after it.
+    noted: AtomicBool,
+    /// Instances are made quickly enough to be made between requests, on the thread that used the
+    /// last one: what they touch is then in the caches of its core.
+    light: AtomicBool,
     /// Nothing waits in it: another generation is asked.
     resting: AtomicBool,
-    /// Used instances that wait to be taken down. They still hold places of the engine.
-    leaving: AtomicUsize,
+}
+
+#[derive(Default)]
+#[expect(clippy::vec_box, reason = "an instance is large, and moves with every call")]
+struct Waiting {
+    /// For a call.
+    ready: Vec<Box<Instance>>,
+    /// For their end.
+    used: Vec<Box<Instance>>,
 }
 
 impl Pool {
@@ -34,97 +51,102 @@ impl Pool {
         recipe: Recipe,
         isolation: Isolation,
         size: usize,
-        background: Background,
+        keeper: Keeper,
     ) -> Arc<Self> {
         Arc::new(Self {
             recipe,
             isolation,
             size,
-            idle: Mutex::default(),
-            background,
+            waiting: Mutex::default(),
+            keeper,
+            noted: AtomicBool::new(false),
+            light: AtomicBool::new(false),
             resting: AtomicBool::new(false),
-            leaving: AtomicUsize::new(0),
         })
     }
 
-    /// Puts the first instances in. Those that cannot be made are made when they are needed.
-    pub(crate) async fn warm(&self) {
-        let size = match self.isolation {
-            Isolation::PerRequest => self.size,
-            Isolation::Pooled => 1,
-        };
-        while !self.rests() && self.idle().len() < size {
-            match self.recipe.make().await {
-                Ok(instance) => self.idle().push(instance),
-                Err(_) => return,
-            }
-        }
-    }
-
     /// An instance for one call.
-    pub(crate) async fn take(self: &Arc<Self>) -> Result<Instance, Failure> {
-        let idle = self.idle().pop();
-        if self.isolation == Isolation::PerRequest {
-            self.refill();
-        }
-        match idle {
+    pub(crate) async fn take(self: &Arc<Self>) -> Result<Box<Instance>, Failure> {
+        let ready = self.waiting().ready.pop();
+        match ready {
             Some(instance) => Ok(instance),
             None => self.recipe.make().await,
         }
     }
 
     /// Takes an instance back after a call that went well.
-    pub(crate) fn park(self: &Arc<Self>, instance: Instance) {
-        if self.isolation == Isolation::Pooled {
-            let mut idle = self.idle();
-            if idle.len() < self.size && !self.rests() {
-                return idle.push(instance);
+    pub(crate) fn park(self: &Arc<Self>, instance: Box<Instance>) {
+        if self.isolation == Isolation::Pooled && !self.rests() {
+            let mut waiting = self.waiting();
+            if waiting.total() < self.size {
+                return waiting.ready.push(instance);
             }
         }
         self.retire(instance);
     }
 
-    /// Takes an instance down, off the request's path unless so many wait for that already that
-    /// they would take the places of others.
-    pub(crate) fn retire(self: &Arc<Self>, instance: Instance) {
-        if self.leaving.fetch_add(1, Ordering::Relaxed) >= self.size {
-            drop(instance);
-            self.leaving.fetch_sub(1, Ordering::Relaxed);
-            return;
+    /// Takes an instance down, off the request's path unless too many wait already.
+    pub(crate) fn retire(self: &Arc<Self>, instance: Box<Instance>) {
+        let mut waiting = self.waiting();
+        if waiting.total() < self.size {
+            waiting.used.push(instance);
+            drop(waiting);
+            self.note();
         }
-        let leaving = Leaving { pool: self.clone(), _instance: instance };
-        self.background.offer(async move { drop(leaving) });
+    }
+
+    /// Takes used instances down and puts new ones in. Those that cannot be made now are made when
+    /// they are needed.
+    pub(crate) async fn look_after(&self) {
+        self.noted.store(false, Ordering::Release);
+        let used = std::mem::take(&mut self.waiting().used);
+        drop(used);
+        let ready = match self.isolation {
+            Isolation::PerRequest => self.size,
+            Isolation::Pooled => 1.min(self.size),
+        };
+        while !self.rests() && self.waiting().ready.len() < ready {
+            let start = Instant::now();
+            let Ok(instance) = self.recipe.make().await else { return };
+            self.light.store(start.elapsed() < LIGHT, Ordering::Relaxed);
+            self.waiting().ready.push(instance);
+            tokio::task::yield_now().await;
+        }
     }
 
     /// Lets go of what waits, and keeps nothing waiting until it is woken.
     pub(crate) fn rest(&self) {
         self.resting.store(true, Ordering::Relaxed);
-        let idle = std::mem::take(&mut *self.idle());
-        drop(idle);
+        let waiting = std::mem::take(&mut *self.waiting());
+        drop(waiting);
     }
 
     /// Has instances waiting again.
     pub(crate) fn wake(self: &Arc<Self>) {
         self.resting.store(false, Ordering::Relaxed);
-        self.refill();
+        self.note();
     }
 
     fn rests(&self) -> bool {
         self.resting.load(Ordering::Relaxed)
     }
 
-    /// Has the next instance made. It is none's loss if that cannot be: calls make their own.
-    fn refill(self: &Arc<Self>) {
-        let pool: Weak<Self> = Arc::downgrade(self);
-        self.background.offer(async move {
-            if let Some(pool) = pool.upgrade() {
-                pool.warm().await;
+    /// Has somebody look after it soon.
+    fn note(self: &Arc<Self>) {
+        if self.noted.load(Ordering::Acquire) || self.noted.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let note = Note(Arc::downgrade(self));
+        match Handle::try_current() {
+            Ok(runtime) if self.light.load(Ordering::Relaxed) => {
+                runtime.spawn(async move { note.heed().await });
             }
-        });
+            _ => self.keeper.give(note),
+        }
     }
 
-    fn idle(&self) -> MutexGuard<'_, Vec<Instance>> {
-        self.idle.lock().expect("nothing panics while it pushes or pops")
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().expect("nothing panics while it pushes or pops")
     }
 
     /// What its instances are made of.
@@ -133,14 +155,28 @@ impl Pool {
     }
 }
 
-/// A used instance on its way out, whether it is taken down in the background or not at all.
-struct Leaving {
-    pool: Arc<Pool>,
-    _instance: Instance,
+/// That a pool is to be looked after. It can be lost, with the runtime of a thread.
+pub(crate) struct Note(Weak<Pool>);
+
+impl Note {
+    /// Looks after the pool, if it is there still.
+    pub(crate) async fn heed(self) {
+        if let Some(pool) = self.0.upgrade() {
+            pool.look_after().await;
+        }
+    }
 }
 
-impl Drop for Leaving {
+impl Drop for Note {
     fn drop(&mut self) {
-        self.pool.leaving.fetch_sub(1, Ordering::Relaxed);
+        if let Some(pool) = self.0.upgrade() {
+            pool.noted.store(false, Ordering::Release);
+        }
+    }
+}
+
+impl Waiting {
+    fn total(&self) -> usize {
+        self.ready.len() + self.used.len()
     }
 }

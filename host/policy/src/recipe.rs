@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use config::settings::Limits;
 use contract::policy::hook::Hook;
-use wasmtime::Engine;
 use wasmtime::component::{InstancePre, Linker};
+use wasmtime::{Engine, Store};
 
 use crate::bindings::exports::drystone::policy as wit;
 use crate::failure::Failure;
@@ -27,6 +27,9 @@ pub(crate) struct Recipe {
     pub(crate) limits: Limits,
     /// The plugin's own configuration as JSON.
     pub(crate) config: String,
+    /// The engine counts fuel. One that does not makes an error of every look at it, backtrace and
+    /// all.
+    pub(crate) counts: bool,
     /// It has a WASI world, where it can sleep.
     wasi: bool,
 }
@@ -60,38 +63,47 @@ impl Recipe {
         let pre = linker.instantiate_pre(&loaded.component).map_err(types)?;
         let indices = Indices::new(&pre, hooks).map_err(types)?;
         let Kit { services, limits, config } = kit;
-        Ok(Self { pre, indices, services, limits, config, wasi: loaded.surface.wasi })
+        let counts = Store::new(engine, ()).get_fuel().is_ok();
+        Ok(Self { pre, indices, services, limits, config, counts, wasi: loaded.surface.wasi })
+    }
+
+    /// The configuration, which is JSON as the deployment's reader wrote it.
+    pub(crate) fn settings(&self) -> serde_json::Value {
+        serde_json::from_str(&self.config).unwrap_or_default()
     }
 
     /// A new instance that has been given its configuration.
-    pub(crate) async fn make(&self) -> Result<Instance, Failure> {
-        let (mut instance, _) = self.within(START, self.start()).await?;
+    pub(crate) async fn make(&self) -> Result<Box<Instance>, Failure> {
+        let (mut instance, _) = self.within(START, || self.start()).await?;
         instance.finish_start();
         Ok(instance)
     }
 
     /// Bounds `work`, which may take `time` on the processor, by the clock too where the guest
     /// could sleep. Other requests on the thread take their share of that.
-    pub(crate) async fn within<T, E>(
+    ///
+    /// The future of a call is large; it is made where it stays.
+    pub(crate) async fn within<T, E, W>(
         &self,
         time: Duration,
-        work: impl Future<Output = Result<T, E>>,
+        work: impl FnOnce() -> W,
     ) -> Result<T, Failure>
     where
         Failure: From<E>,
+        W: Future<Output = Result<T, E>>,
     {
         const SHARE: u32 = 4;
         if !self.wasi {
-            return Ok(work.await?);
+            return Ok(work().await?);
         }
-        match tokio::time::timeout(time * SHARE, work).await {
+        match tokio::time::timeout(time * SHARE, work()).await {
             Ok(result) => Ok(result?),
             Err(_) => Err(Failure::Timeout),
         }
     }
 
     /// The same, still in its start; and what it asks of the host.
-    pub(crate) async fn start(&self) -> Result<(Instance, wit::plugin::Setup), Failure> {
+    pub(crate) async fn start(&self) -> Result<(Box<Instance>, wit::plugin::Setup), Failure> {
         let mut instance = Instance::new(self).await?;
         match instance.init(&self.config).await? {
             Ok(setup) => Ok((instance, setup)),

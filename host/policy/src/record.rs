@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 /// Lines that may wait for the disk. More are dropped: requests never wait for it.
 const WAITING_LINES: usize = 1024;
 /// Keys whose strings are somebody's text, key or header value. Variants of verdicts are keys too.
-const PRIVATE: [&str; 14] = [
+const PRIVATE: [&str; 16] = [
     "content",
     "text",
     "pending",
@@ -26,11 +26,13 @@ const PRIVATE: [&str; 14] = [
     "reason",
     "headers",
     "add-stop",
+    "released",
     "replace",
     "respond",
     "set-content",
     "set-header",
     "set-text",
+    "state",
 ];
 
 /// Adds lines to a file in a thread of its own, which ends, all written, when this is dropped.
@@ -120,6 +122,10 @@ fn redacted_under(private: bool, value: &Value) -> Value {
             };
             Value::Object(fields.iter().map(redact).collect())
         }
+        // Bytes that are no text.
+        Value::Array(items) if private && !items.is_empty() && items.iter().all(Value::is_u64) => {
+            digest(&value.to_string())
+        }
         Value::Array(items) => {
             Value::Array(items.iter().map(|item| redacted_under(private, item)).collect())
         }
@@ -185,6 +191,8 @@ mod tests {
         assert_eq!(redacted["value"], 7);
         assert_eq!(redacted["message"]["text"]["sha256-8"], "2d711642b726b044");
         assert!(!redacted.to_string().contains("sk-1"));
+        let kept = super::redacted(&json!({ "state": [255, 1], "released": "abc" })).to_string();
+        assert!(!kept.contains("255") && !kept.contains("abc"), "{kept}");
     }
 
     #[test]

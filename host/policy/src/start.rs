@@ -10,15 +10,16 @@ use config::settings::{Mode, Plugin as Settings, Policy as Deployment, Scope};
 use contract::policy::builtin::Builtin;
 use contract::policy::hook::Hook;
 use contract::policy::replica::Surroundings;
-use tokio::sync::Semaphore;
 
 use crate::background::{self, Background};
 use crate::cache::Cache;
 use crate::chain::Chains;
 use crate::engine;
+use crate::gate::Gate;
 use crate::generation::{Generation, Workshop};
 use crate::guest::Services;
 use crate::host::{Host, Parts, StartError};
+use crate::keeper::Keeper;
 use crate::load::LoadError;
 use crate::metrics::Metrics;
 use crate::plugin::{History, Plugin};
@@ -33,8 +34,6 @@ use crate::state::text::Texts;
 const COMPLETIONS: usize = 1024;
 /// Requests that shadows may be behind.
 const SHADOWS: usize = 256;
-/// Instances to make or to take down.
-const CHORES: usize = 1024;
 /// Instances of one plugin that wait for calls, where there is room for so many.
 const WARM: usize = 16;
 
@@ -60,13 +59,18 @@ struct Beginning {
 
 impl Beginning {
     fn new(deployment: &Deployment) -> Result<Self, StartError> {
-        let engine = engine::serving(deployment.instances_max).map_err(broken)?;
+        let keeper = Keeper::start().map_err(broken)?;
+        let tick = {
+            let keeper = keeper.clone();
+            move || keeper.tick()
+        };
+        let engine = engine::serving(deployment.instances_max, tick).map_err(broken)?;
         // Half of the room is for calls that find no instance waiting.
         let share = deployment.instances_max as usize / 2 / deployment.plugins.len().max(1);
         let workshop = Workshop {
             engine,
             cache: Cache::open(deployment.cache_dir.as_deref()).map(Arc::new),
-            background: Background::start("policy-chores", CHORES).map_err(broken)?,
+            keeper,
             warm: WARM.min(share),
         };
         Ok(Self {
@@ -104,7 +108,7 @@ impl Beginning {
             metrics: self.metrics.plugin(&settings.name),
             hook_metrics: Hook::ALL.map(|hook| self.metrics.hook(&settings.name, hook)),
             services,
-            calls: Semaphore::new(settings.limits.concurrency),
+            calls: Gate::new(settings.limits.concurrency),
             recorder: recorder(settings)?,
             deploying: Default::default(),
             settings: settings.clone(),

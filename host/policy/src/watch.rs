@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 
 /// A file that did not change for so long is taken to be whole.
-const REST: Duration = Duration::from_millis(20);
+const REST: Duration = Duration::from_millis(5);
 
 /// Watches until it is dropped; a change under way may still be told then.
 #[derive(Debug)]

@@ -10,7 +10,8 @@ use crate::error::Result;
 use super::memory::Memory;
 use super::status::{During, allocation};
 
-/// Pinned host memory. The kind that copies to the device come from is written fast and read slowly.
+/// Pinned host memory. The kind that copies to the device come from is written fast and read
+/// slowly.
 pub struct Download {
     context: Arc<CudaContext>,
     start: ptr::NonNull<u8>,

@@ -1,6 +1,7 @@
 //! Collectives by NCCL, which is looked for when a group wants it.
 
 use std::ffi::{CStr, c_char};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -24,7 +25,7 @@ const VERSION_MIN: (i32, i32, i32) = (2, 17, 0);
 /// Blocks of threads of a rank that shares its device: NCCL does not know that others must fit too.
 const BLOCKS_WHERE_SHARED: i32 = 2;
 
-/// How long a rank that ends waits for NCCL to end.
+/// How long the last rank of a process waits for NCCL to end.
 const ENDING: Duration = Duration::from_secs(10);
 
 /// How often a group that waits is looked at.
@@ -78,6 +79,8 @@ pub struct NcclEnd {
     /// The group's name; one of the ends has it.
     name: Option<NcclName>,
     inner: Mutex<Inner>,
+    /// Ranks of this process that have left; the first one's end counts.
+    left: AtomicUsize,
 }
 
 /// One rank among those of its group.
@@ -129,8 +132,9 @@ impl NcclEnd {
 }
 
 impl Inner {
-    /// Ends what runs; the first reason is kept. NCCL frees its kernels at once, but comes back only
-    /// when no graph is left that holds some, so nobody waits for it but the rank itself.
+    /// Ends what runs; the first reason is kept. NCCL ends its kernels at once, but one of these
+    /// calls, for all communicators of a process, comes back only when no graph of any of its ranks
+    /// is left. So the ranks do not wait for it, but the last of them to leave.
     fn give_up(&mut self, state: State) {
         self.state = self.state.or(Some(state));
         let Some(comm) = self.comm.take() else { return };
@@ -167,6 +171,8 @@ pub struct Nccl {
     device: Arc<Device>,
     ranks: usize,
     end: Arc<NcclEnd>,
+    /// Of all ranks of this process.
+    ends: Vec<Arc<NcclEnd>>,
 }
 
 impl Cuda {
@@ -193,7 +199,8 @@ impl Cuda {
         joined.during(&format!("joining {ranks} ranks{}", advice(sharing)))?;
         end.inner().comm = Some(Communicator(comm));
         watch(rank, end, timeout)?;
-        Ok(Nccl { device: Arc::clone(&self.device), ranks, end: Arc::clone(end) })
+        let (device, end) = (Arc::clone(&self.device), Arc::clone(end));
+        Ok(Nccl { device, ranks, end, ends: ends.to_vec() })
     }
 }
 
@@ -309,11 +316,16 @@ impl Link for Nccl {
 impl Drop for Nccl {
     fn drop(&mut self) {
         self.end.stop();
-        // A rank drops its graphs before this, so it comes back.
-        let Some(ending) = self.end.inner().ending.take() else { return };
+        if self.ends[0].left.fetch_add(1, Ordering::AcqRel) + 1 < self.ends.len() {
+            return;
+        }
+        // Every rank dropped its graphs before it came here.
         let deadline = Instant::now() + ENDING;
-        while !ending.is_finished() && Instant::now() < deadline {
-            thread::sleep(Duration::from_millis(1));
+        let ends = self.ends.iter().filter_map(|end| end.inner().ending.take());
+        for ending in ends {
+            while !ending.is_finished() && Instant::now() < deadline {
+                thread::sleep(Duration::from_millis(1));
+            }
         }
     }
 }

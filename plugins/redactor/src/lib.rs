@@ -13,8 +13,6 @@ const PATTERNS: &[&str] = &[
     r"\b(?:sk|pk|ghp|xox[bp])[-_][A-Za-z0-9_-]{16,80}\b",
 ];
 const LONGEST: u32 = 96;
-/// A match that ends so many characters before the end of the text is whole.
-const SETTLED: usize = 16;
 
 /// What to look for besides, and what to put in its place.
 #[config]
@@ -52,9 +50,10 @@ impl Policy for Redactor {
         Ok(Self { patterns: setup.patterns(&patterns)?, config })
     }
 
-    /// What could still become a match is held back.
+    /// What could still become a match is held back, and one more: where a word ends shows by what
+    /// comes after it.
     fn hold_back(&self) -> u32 {
-        self.config.longest.unwrap_or(0).max(LONGEST)
+        self.config.longest.unwrap_or(0).max(LONGEST) + 1
     }
 
     fn on_request(&self, _request: &Request) -> RequestVerdict {
@@ -67,14 +66,20 @@ impl Policy for Redactor {
         RequestVerdict::Edit((0..).zip(messages::all()).filter_map(edit).collect())
     }
 
-    fn on_chunk(&self, _request: &Request, chunk: &Chunk) -> ChunkVerdict {
-        match self.redact(&chunk.pending) {
-            None => ChunkVerdict::Pass,
-            Some(text) if chunk.last || text.ends_with(tail(&chunk.pending)) => {
-                ChunkVerdict::Replace(text)
-            }
-            // A match this near to the end may go on in the next chunk.
-            Some(_) => ChunkVerdict::Hold,
+    /// A match that begins before what is held back is all there. The others wait: they may go on
+    /// in the next chunk.
+    fn on_chunk(&self, chunk: &Chunk) -> ChunkVerdict {
+        let Some(all) = self.redact(&chunk.pending) else { return ChunkVerdict::Pass };
+        if chunk.last {
+            return ChunkVerdict::Replace(all);
+        }
+        let (settled, open) = split(&chunk.pending, self.hold_back() as usize);
+        let apart = [settled, open].map(|part| self.redact(part).unwrap_or_else(|| part.into()));
+        match apart {
+            // A match lies across. What comes next moves the border past it.
+            [before, after] if before.clone() + &after != all => ChunkVerdict::Hold,
+            [before, _] if before == settled => ChunkVerdict::Pass,
+            [before, _] => ChunkVerdict::Replace(before + open),
         }
     }
 
@@ -92,7 +97,8 @@ impl Redactor {
     }
 }
 
-fn tail(text: &str) -> &str {
-    let start = text.char_indices().rev().nth(SETTLED - 1);
-    &text[start.map_or(0, |(at, _)| at)..]
+/// A text without its last characters, and those.
+fn split(text: &str, characters: usize) -> (&str, &str) {
+    let start = text.char_indices().rev().nth(characters - 1);
+    text.split_at(start.map_or(0, |(at, _)| at))
 }

@@ -34,9 +34,9 @@ class Plugin(exports.Plugin):
 
 class ScoreReplicas(exports.ScoreReplicas):
     def score_replicas(self, demand, replicas):
-        return [score(replica) for replica in replicas]
+        rows = range(0, len(replicas.numbers), replicas.columns)
+        return [score(*replicas.numbers[row : row + 6]) for row in rows]
 
 
-def score(replica):
-    load = replica.running + replica.waiting + 8.0 * replica.kv_used
-    return load + prefix_weight * (1.0 - replica.prefix_hit)
+def score(running, waiting, kv_used, adapter_resident, prefix_hit, local):
+    return running + waiting + 8.0 * kv_used + prefix_weight * (1.0 - prefix_hit)

@@ -1,5 +1,7 @@
 //! The attributes of drystone-sdk: `#[policy]` and `#[config]`. Their documentation is there.
 
+mod schema;
+
 use proc_macro::TokenStream;
 use proc_macro2::TokenStream as Tokens;
 use quote::quote;
@@ -32,13 +34,13 @@ pub fn policy(arguments: TokenStream, item: TokenStream) -> TokenStream {
 #[proc_macro_attribute]
 pub fn config(arguments: TokenStream, item: TokenStream) -> TokenStream {
     let item = parse_macro_input!(item as DeriveInput);
-    let refused = no_arguments(arguments.into(), "config").err().map(Error::into_compile_error);
+    let schema = no_arguments(arguments.into(), "config").and_then(|()| schema::implement(&item));
+    let schema = schema.unwrap_or_else(Error::into_compile_error);
     quote! {
-        #[derive(::drystone_sdk::serde::Deserialize, ::drystone_sdk::schemars::JsonSchema)]
+        #[derive(::drystone_sdk::serde::Deserialize)]
         #[serde(crate = "::drystone_sdk::serde", deny_unknown_fields)]
-        #[schemars(crate = "::drystone_sdk::schemars")]
         #item
-        #refused
+        #schema
     }
     .into()
 }

@@ -8,6 +8,10 @@ use serde_json::Value;
 use crate::{Options, PackError};
 
 pub(crate) const TARGET: &str = "wasm32-unknown-unknown";
+/// Bytes of a plugin's stack. Every byte of an instance's memory costs time when it is taken down,
+/// and Rust's own choice for the target is a megabyte. Below the stack lies nothing, so that to
+/// overflow it is a trap. A build script of the plugin can ask for more in the same way.
+const STACK: &str = "link-arg=-zstack-size=65536";
 /// Named in the workspace of the plugin; `drystone plugin new` writes it.
 const PROFILE: &str = "plugin";
 
@@ -80,11 +84,12 @@ pub(crate) fn ensure_target() -> Result<(), PackError> {
 pub(crate) fn compile(krate: &Crate, options: &Options) -> Result<PathBuf, PackError> {
     let target_dir = options.target_dir.clone().unwrap_or_else(|| krate.target_dir.join("plugins"));
     let mut cargo = Command::new("cargo");
-    cargo.args(["build", "--lib", "--target", TARGET, "--profile", PROFILE, "--manifest-path"]);
+    cargo.args(["rustc", "--lib", "--target", TARGET, "--profile", PROFILE, "--manifest-path"]);
     cargo.arg(&krate.manifest).arg("--target-dir").arg(&target_dir);
     if options.locked {
         cargo.arg("--locked");
     }
+    cargo.args(["--", "-C", STACK]);
     let status = cargo.status().map_err(|source| PackError::Start { program: "cargo", source })?;
     if !status.success() {
         return Err(PackError::Compile);

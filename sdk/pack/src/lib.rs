@@ -83,6 +83,11 @@ pub enum PackError {
     Component(String),
 }
 
+/// Name of the plugin's crate whose `Cargo.toml` is in this folder.
+pub fn name(manifest_dir: &Path) -> Result<String, PackError> {
+    Ok(cargo::locate(manifest_dir)?.name)
+}
+
 /// Builds the crate whose `Cargo.toml` is in this folder.
 pub fn build(manifest_dir: &Path, options: &Options) -> Result<Built, PackError> {
     let krate = cargo::locate(manifest_dir)?;

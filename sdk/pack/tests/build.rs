@@ -27,8 +27,8 @@ fn a_component_exports_its_hooks_and_imports_what_it_calls() {
             "select-adapter",
         ]
     );
-    assert_eq!(built.surface.imports, ["log"]);
-    assert!(built.component.len() < 300_000, "{} bytes", built.component.len());
+    assert_eq!(built.surface.imports, ["answer", "log"]);
+    assert!(built.component.len() < 200_000, "{} bytes", built.component.len());
 }
 
 #[test]

@@ -1,6 +1,12 @@
 //! The answer that `on_chunk` looks at. Needs no grant.
 
 use super::sys::answer as sys;
+use crate::types::Request;
+
+/// The request that is answered; none at other hooks, which are given it.
+pub fn asked() -> Option<Request> {
+    sys::asked()
+}
 
 /// Text that was released before, its last `bytes` bytes at most.
 pub fn released(bytes: u32) -> String {

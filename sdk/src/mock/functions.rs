@@ -210,6 +210,11 @@ pub mod replicas {
 /// See `answer`.
 pub mod answer {
     use crate::mock::with;
+    use crate::types::Request;
+
+    pub fn asked() -> Option<Request> {
+        with(|host| host.asked.clone())
+    }
 
     pub fn released(bytes: u32) -> String {
         with(|host| {

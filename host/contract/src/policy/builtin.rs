@@ -92,8 +92,8 @@ impl Policy for Builtin {
         _: &'a Subject,
         _: &'a Demand,
         replicas: &'a [Replica],
-    ) -> Asked<'a, Vec<f32>> {
-        Asked::now(replicas.iter().map(score).collect())
+    ) -> Asked<'a, Result<Vec<f32>, Denied>> {
+        Asked::now(Ok(replicas.iter().map(score).collect()))
     }
 
     fn filter(&self, _: &Arc<Subject>, _: u32) -> Option<Box<dyn Filter>> {

@@ -1,5 +1,7 @@
 //! The numbers that decide which replica runs a request.
 
+use serde::{Deserialize, Serialize};
+
 /// How busy the server is, over all local replicas.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Load {
@@ -25,7 +27,7 @@ pub struct Demand {
 }
 
 /// One replica that could run a request.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize)]
 pub struct Replica {
     /// Sequences that run.
     pub running: u32,

@@ -65,11 +65,10 @@ impl Side {
         match self {
             Self::Builtin => Ok(builtin(hook, input)),
             Self::Plugin { hooks, .. } if !hooks.contains(&hook) => Ok(None),
-            Self::Plugin { started, .. } => match started.ask(hook, input) {
-                Ok(run) => Ok(Some(run.verdict)),
-                Err(AskError::Failure(failure)) => Ok(Some(json!({ "failure": failure.kind() }))),
-                Err(error) => Err(error),
-            },
+            Self::Plugin { started, .. } => {
+                let verdict = started.ask(hook, input)?.verdict;
+                Ok(Some(verdict.unwrap_or_else(|failure| json!({ "failure": failure.kind() }))))
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use policy::harness::{AskError, Harness, Run};
+use policy::harness::{Harness, Run};
 use policy::json::fits;
 use serde_json::{Value, json};
 
@@ -30,6 +30,8 @@ pub fn command(file: &Path, cases: &Path) -> Result<(), Failure> {
 
 struct Outcome {
     run: Run,
+    /// The verdict, or the failure as cases write it.
+    verdict: Value,
     faults: Vec<String>,
 }
 
@@ -41,26 +43,26 @@ impl Outcome {
         };
         let config = case.config.as_ref().unwrap_or(&setup.config);
         let started = harness.start(&setup.allow, config).map_err(|error| wrong(&error))?;
-        let run = match started.ask(case.hook, &case.input()) {
-            Ok(run) => run,
-            Err(AskError::Failure(failure)) => {
-                let verdict = json!({ "failure": failure.kind(), "reason": failure.to_string() });
-                Run { verdict, fuel: 0, memory_bytes: 0 }
-            }
-            Err(error) => return Err(wrong(&error)),
-        };
+        let run = started.ask(case.hook, &case.input()).map_err(|error| wrong(&error))?;
+        let verdict = run.verdict.clone().unwrap_or_else(
+            |failure| json!({ "failure": failure.kind(), "reason": failure.to_string() }),
+        );
         let mut faults = over(&run, case.budget);
-        if !fits(&case.expect, &run.verdict) {
+        if !fits(&case.expect, &verdict) {
             faults.insert(0, format!("expected {}", case.expect));
         }
-        Ok(Self { run, faults })
+        Ok(Self { run, verdict, faults })
     }
 
     fn print(&self, case: &Case) {
-        let Run { verdict, fuel, memory_bytes } = &self.run;
+        let Run { fuel, memory_bytes, .. } = &self.run;
         let (hook, kib) = (case.hook.name(), memory_bytes / 1024);
         let word = if self.faults.is_empty() { "ok" } else { "FAIL" };
-        println!("{:32} {hook:16} {fuel:>12} {kib:>10}  {word} {}", case.name, short(verdict));
+        println!(
+            "{:32} {hook:16} {fuel:>12} {kib:>10}  {word} {}",
+            case.name,
+            short(&self.verdict)
+        );
         self.faults.iter().for_each(|fault| println!("{:32} {fault}", ""));
     }
 }
@@ -89,7 +91,7 @@ mod tests {
 
     #[test]
     fn a_run_over_its_budget_says_by_what() {
-        let run = Run { verdict: Value::Null, fuel: 100, memory_bytes: 65 << 10 };
+        let run = Run { verdict: Ok(Value::Null), fuel: 100, memory_bytes: 65 << 10 };
         assert_eq!(over(&run, Budget { fuel: Some(100), memory_kib: Some(65) }), [""; 0]);
         let faults = over(&run, Budget { fuel: Some(99), memory_kib: Some(64) });
         assert_eq!(faults, ["100 instructions, 99 may be", "65 KiB, 64 may be"]);

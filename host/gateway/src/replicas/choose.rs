@@ -4,6 +4,7 @@
 use contract::policy::Policy;
 use contract::policy::replica::{Demand, Replica as Columns};
 use contract::policy::subject::Subject;
+use contract::policy::verdict::Denied;
 use engine::handle::{Engine, SubmitError};
 
 use crate::answer::source::Source;
@@ -29,7 +30,7 @@ pub async fn submit(
     asker: &Asker<'_>,
 ) -> Result<Taken, ApiError> {
     let mut first = None;
-    for at in ranked(replicas, policy, subject, job, asker).await {
+    for at in ranked(replicas, policy, subject, job, asker).await? {
         let begun = match replicas.member(at) {
             Member::Local(engine) => begin(engine, job, asker),
             Member::Upstream(upstream) => {
@@ -65,7 +66,7 @@ async fn ranked(
     subject: &Subject,
     job: &Job,
     asker: &Asker<'_>,
-) -> Vec<usize> {
+) -> Result<Vec<usize>, Denied> {
     let prompt = job.prompts.first().map_or(&[][..], |prompt| &prompt.tokens);
     let adapter = asker.adapter.as_deref();
     let (places, columns) = replicas.candidates(Wanted {
@@ -74,7 +75,7 @@ async fn ranked(
         shows_tokens: job.form.token_ids || job.logprobs.is_some() || job.prompt_logprobs.is_some(),
     });
     if places.len() < 2 {
-        return places;
+        return Ok(places);
     }
     let context_max = replicas.context_max();
     let demand = Demand {
@@ -82,8 +83,9 @@ async fn ranked(
         max_tokens: job.max_tokens(context_max),
         affinity: affinity(&subject.tenant.0, adapter),
     };
-    let scores = policy.score_replicas(subject, &demand, &columns).await;
-    order(&columns, &scores, demand.affinity).into_iter().map(|at| places[at]).collect()
+    let scores = policy.score_replicas(subject, &demand, &columns).await?;
+    let order = order(&columns, &scores, demand.affinity);
+    Ok(order.into_iter().map(|at| places[at]).collect())
 }
 
 /// Indices by score, the lowest first. Those without a finite score come last, by load. Of equals,

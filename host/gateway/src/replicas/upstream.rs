@@ -10,6 +10,7 @@ mod client;
 mod health;
 mod relay;
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use contract::policy::replica::{Replica as Columns, ReplicaRow};
 use contract::policy::verdict::Denied;
 use contract::request::Request;
 use engine::handle::SubmitError;
+use engine::recent::Recent;
 use engine::text::Text;
 use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -36,6 +38,11 @@ const BACKOFF: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(
 /// Bytes that are read of an error.
 const ERROR_BYTES_MAX: usize = 64 << 10;
 
+/// KV blocks of this many tokens that an upstream is taken to have: enough for some long prompts,
+/// as nothing is known of it.
+const BLOCKS: usize = 8192;
+const BLOCK_TOKENS: usize = 16;
+
 /// One `[[upstream]]`.
 pub struct Upstream {
     name: String,
@@ -43,6 +50,8 @@ pub struct Upstream {
     concurrency: usize,
     /// One permit an open choice.
     places: Arc<Semaphore>,
+    /// Prompts that were sent there, whose blocks it likely has.
+    recent: Recent,
     state: Mutex<State>,
 }
 
@@ -72,6 +81,7 @@ impl Upstream {
             target: Target::new(&settings.url, settings.key.as_deref()),
             concurrency: settings.concurrency,
             places: Arc::new(Semaphore::new(settings.concurrency.min(Semaphore::MAX_PERMITS))),
+            recent: Recent::new(BLOCKS, BLOCK_TOKENS),
             state: Mutex::default(),
         }
     }
@@ -97,6 +107,11 @@ impl Upstream {
         self.state().seen.as_ref().is_some_and(|seen| seen.models.iter().any(|it| it == name))
     }
 
+    /// The adapters that it serves, while it is well.
+    pub fn adapters(&self) -> Vec<String> {
+        self.state().seen.as_ref().map(|seen| seen.adapters.clone()).unwrap_or_default()
+    }
+
     /// Its columns, if it could run what is wanted.
     pub fn columns(&self, wanted: Wanted<'_>) -> Option<Columns> {
         if !self.is_healthy() || self.places.available_permits() == 0 {
@@ -114,7 +129,7 @@ impl Upstream {
             waiting: seen.waiting,
             kv_used: seen.kv_used,
             adapter_resident: wanted.adapter.is_none_or(|name| seen.resident.contains(name)),
-            prefix_hit: 0.0,
+            prefix_hit: self.recent.hit(wanted.adapter.map(mark), wanted.prompt),
             local: false,
         })
     }
@@ -150,6 +165,9 @@ impl Upstream {
             }
         }
         self.state().failures = 0;
+        for request in &requests {
+            self.recent.note(request.adapter.as_deref().map(mark), &request.prompt);
+        }
         Ok(relays)
     }
 
@@ -208,6 +226,13 @@ impl Upstream {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What stands for an adapter among the marks of prompts.
+fn mark(adapter: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    adapter.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// The message of an OpenAI error body.

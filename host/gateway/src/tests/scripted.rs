@@ -133,8 +133,8 @@ impl Policy for Scripted {
         _: &'a Subject,
         _: &'a Demand,
         replicas: &'a [Replica],
-    ) -> Asked<'a, Vec<f32>> {
-        Asked::later(async move { replicas.iter().map(score).collect() })
+    ) -> Asked<'a, Result<Vec<f32>, Denied>> {
+        Asked::later(async move { Ok(replicas.iter().map(score).collect()) })
     }
 
     fn filter(&self, subject: &Arc<Subject>, _: u32) -> Option<Box<dyn Filter>> {

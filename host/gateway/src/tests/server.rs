@@ -160,6 +160,7 @@ impl Server {
         self.engines = replicas.iter().map(|replica| replica.engine.clone()).collect();
         self.engine = self.engines.first().cloned();
         self.app.open(Replicas::new(replicas, &self.upstreams, BASE).unwrap());
+        self.app.announce();
     }
 
     /// The engine, once there is one.

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::client::{get, post};
-use super::script::{Bounds, SENTENCE, goldens};
+use super::script::{Bounds, SENTENCE, goldens, token};
 use super::server::{Options, Server, until};
 
 const KEY: &str = "upstream-key";
@@ -145,6 +145,10 @@ async fn an_adapter_that_only_the_upstream_serves_goes_there() {
     assert_eq!(complete(&server, &body).await.ok()["choices"][0]["text"], text);
     let body = json!({"model": "nobody", "prompt": "Hi"});
     assert_eq!(complete(&server, &body).await.status, 404);
+    let models = get(server.address, "/v1/models").await.ok();
+    let ids = models["data"].as_array().unwrap().iter().map(|card| card["id"].as_str().unwrap());
+    let known: Vec<_> = ids.filter(|id| ["sql", "far-only"].contains(id)).collect();
+    assert_eq!(known, ["sql", "far-only"], "each once: {models}");
 }
 
 #[tokio::test]
@@ -268,4 +272,19 @@ async fn an_upstream_that_goes_away_is_not_well_any_more() {
     .await;
     get(server.address, "/ready").await;
     complete(&server, &json!({"prompt": "Hi"})).await.ok();
+}
+
+#[tokio::test]
+async fn prompts_that_went_there_are_expected_in_its_cache() {
+    let far = drystone(Bounds::default()).await;
+    let server = front(upstream(far.address, 4), false).await;
+    let prompt: Vec<u32> = (0..40u8).map(|at| token((b'a' + at % 7).into())).collect();
+    let body = json!({"model": "sql", "prompt": prompt, "max_tokens": 1});
+    complete(&server, &body).await.ok();
+    let hit = |adapter| {
+        let wanted = gateway::replicas::Wanted { adapter, prompt: &prompt, shows_tokens: false };
+        let (_, columns) = server.app.replicas().unwrap().candidates(wanted);
+        columns[0].prefix_hit
+    };
+    assert_eq!((hit(Some("sql")), hit(None)), (32.0 / 40.0, 0.0));
 }

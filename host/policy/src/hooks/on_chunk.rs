@@ -1,6 +1,8 @@
 //! Look at what comes out, while it is written.
 
+use std::borrow::Cow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use config::settings::Limits;
 use contract::policy::asked::Asked;
@@ -9,30 +11,30 @@ use contract::policy::hook::Hook;
 use contract::policy::subject::Subject;
 use contract::policy::verdict::Denied;
 use serde_json::{Value, json};
+use tokio::sync::Mutex;
 
-use crate::bindings::drystone::policy::types::Request;
 use crate::bindings::exports::drystone::policy::on_chunk as wit;
 use crate::chain::{Chain, Chains};
 use crate::check;
 use crate::guest::Ambient;
 use crate::instance::Instance;
+use crate::json::bytes;
 use crate::plugin::{Plugin, Said};
 use crate::question::{Question, ambient, request};
 use crate::quiet::clean;
 
 /// Text of one choice that a plugin may hold; it is room for the longest hold-back.
 const PENDING_BYTES: usize = 16 << 10;
-/// Released text that a plugin can look back at.
-const RELEASED_BYTES: usize = 4 << 10;
+/// Most that a plugin may keep between two chunks.
+const STATE_BYTES: usize = 4 << 10;
 
 /// Asks about one piece of one choice.
-pub(crate) struct OnChunk {
-    pub(crate) request: Arc<Request>,
+pub(crate) struct OnChunk<'a> {
     pub(crate) chunk: wit::Chunk,
-    pub(crate) ambient: Ambient,
+    pub(crate) ambient: &'a Ambient,
 }
 
-impl Question for OnChunk {
+impl Question for OnChunk<'_> {
     const HOOK: Hook = Hook::OnChunk;
     /// With what the guest keeps until the next piece.
     type Answer = (wit::Verdict, Vec<u8>);
@@ -44,11 +46,15 @@ impl Question for OnChunk {
 
     async fn ask(&self, instance: &mut Instance) -> wasmtime::Result<Option<Self::Answer>> {
         let Some(hook) = &instance.hooks.on_chunk else { return Ok(None) };
-        let verdict = hook.call_on_chunk(&mut instance.store, &self.request, &self.chunk).await?;
+        let verdict = hook.call_on_chunk(&mut instance.store, &self.chunk).await?;
         Ok(Some((verdict, instance.end().state)))
     }
 
     fn check(&self, answer: Self::Answer, limits: &Limits) -> Result<Self::Verdict, String> {
+        if answer.1.len() > STATE_BYTES {
+            let bytes = answer.1.len();
+            return Err(format!("it keeps {bytes} bytes of state, {STATE_BYTES} may be"));
+        }
         match &answer.0 {
             wit::Verdict::Pass => {}
             wit::Verdict::Replace(text) => check::size([&**text], limits.output_bytes)?,
@@ -65,17 +71,19 @@ impl Question for OnChunk {
     }
 
     fn input(&self) -> Value {
-        json!({ "request": *self.request, "chunk": self.chunk })
+        json!({
+            "request": self.ambient.request.as_deref(), "chunk": self.chunk,
+            "released": self.ambient.released.last(usize::MAX), "state": bytes(&self.ambient.state),
+        })
     }
 }
 
 /// The plugins that the text of one choice passes, one after the other.
 struct Pipeline {
     chains: Arc<Chains>,
-    chain: Chain,
-    request: Arc<Request>,
-    stages: Vec<Stage>,
     choice: u32,
+    stages: Vec<Stage>,
+    shadows: Vec<Arc<Shadow>>,
 }
 
 /// One plugin's part of a pipeline.
@@ -85,8 +93,20 @@ struct Stage {
     pending: String,
     /// Bytes that were released.
     released: u64,
+    /// Verdicts that made another text of it.
+    changes: u64,
     /// What the guest sees besides.
     ambient: Ambient,
+}
+
+/// A plugin whose verdicts do not count. It gets the text that reaches its place in the chain,
+/// keeps what it holds back, and is asked elsewhere, in order.
+struct Shadow {
+    /// Stages before it.
+    place: usize,
+    stage: Mutex<Stage>,
+    /// It missed a piece, so that it knows nothing of the rest.
+    lost: AtomicBool,
 }
 
 impl Chains {
@@ -100,18 +120,23 @@ impl Chains {
         if chain.is_empty() {
             return None;
         }
+        let request = Arc::new(request(subject));
         let stage = |plugin: &Arc<Plugin>| Stage {
             plugin: plugin.clone(),
             pending: String::new(),
             released: 0,
-            ambient: ambient(subject),
+            changes: 0,
+            ambient: Ambient { request: Some(request.clone()), ..ambient(subject) },
+        };
+        let shadow = |(place, plugin)| {
+            let (stage, lost) = (Mutex::new(stage(plugin)), AtomicBool::new(false));
+            Arc::new(Shadow { place, stage, lost })
         };
         Some(Box::new(Pipeline {
             chains: self.clone(),
-            chain,
-            request: Arc::new(request(subject)),
-            stages: self.enforced(chain).map(stage).collect(),
             choice,
+            stages: self.enforced(chain).map(stage).collect(),
+            shadows: self.shadowed(chain).map(shadow).collect(),
         }))
     }
 }
@@ -121,7 +146,6 @@ impl Filter for Pipeline {
         if piece.is_empty() && !last {
             return Asked::now(Ok(Released::default()));
         }
-        self.shadow(piece, last);
         Asked::later(self.pass(piece, last))
     }
 }
@@ -129,41 +153,57 @@ impl Filter for Pipeline {
 impl Pipeline {
     /// What one stage releases is the next one's piece. Where a stage stops, that is the last.
     async fn pass(&mut self, piece: &str, last: bool) -> Result<Released, Denied> {
-        let mut flow = Released { text: piece.to_owned(), stopped: false };
-        for stage in &mut self.stages {
-            let ends = last || flow.stopped;
-            if flow.text.is_empty() && !ends {
+        let (mut text, mut stopped) = (Cow::Borrowed(piece), false);
+        for place in 0..=self.stages.len() {
+            let ends = last || stopped;
+            if text.is_empty() && !ends {
                 break;
             }
-            let next = stage.push(&self.request, self.choice, flow.text, ends).await?;
-            flow = Released { text: next.text, stopped: next.stopped || flow.stopped };
+            self.shadow(place, &text, ends);
+            let Some(stage) = self.stages.get_mut(place) else { break };
+            let next = stage.push(self.choice, &text, ends).await?;
+            (text, stopped) = (Cow::Owned(next.text), stopped || next.stopped);
         }
-        Ok(flow)
+        Ok(Released { text: text.into_owned(), stopped })
     }
 
-    /// Shadows see the pieces as they came.
-    fn shadow(&self, piece: &str, last: bool) {
-        let question = || OnChunk {
-            request: self.request.clone(),
-            chunk: wit::Chunk { choice: self.choice, pending: piece.to_owned(), released: 0, last },
-            ambient: Ambient::default(),
-        };
-        let differs = |(verdict, _): &(wit::Verdict, _)| *verdict != wit::Verdict::Pass;
-        self.chains.shadow(self.chain, question, differs);
+    /// Has the shadows of a place look at what reaches it.
+    fn shadow(&self, place: usize, piece: &str, last: bool) {
+        for shadow in self.shadows.iter().filter(|shadow| shadow.place == place) {
+            if shadow.lost.load(Ordering::Relaxed) {
+                continue;
+            }
+            let look = shadow.clone().look(self.choice, piece.to_owned(), last);
+            if !self.chains.later(look) {
+                shadow.lost.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+impl Shadow {
+    /// Asks, and counts a verdict that would have changed the text.
+    async fn look(self: Arc<Self>, choice: u32, piece: String, last: bool) {
+        let mut stage = self.stage.lock().await;
+        let before = stage.changes;
+        if stage.push(choice, &piece, last).await.is_err() {
+            self.lost.store(true, Ordering::Relaxed);
+        }
+        if stage.changes != before {
+            stage.plugin.hook_metrics[Hook::OnChunk as usize].differences.inc();
+        }
     }
 }
 
 impl Stage {
-    async fn push(
-        &mut self,
-        request: &Arc<Request>,
-        choice: u32,
-        piece: String,
-        last: bool,
-    ) -> Result<Released, Denied> {
-        self.pending.push_str(&piece);
-        let question = self.question(request, choice, last);
-        let (text, hold_back, stopped) = match self.plugin.hear(&question).await {
+    async fn push(&mut self, choice: u32, piece: &str, last: bool) -> Result<Released, Denied> {
+        self.pending.push_str(piece);
+        let pending = std::mem::take(&mut self.pending);
+        let chunk = wit::Chunk { choice, pending, released: self.released, last };
+        let question = OnChunk { chunk, ambient: &self.ambient };
+        let said = self.plugin.hear(&question).await;
+        self.pending = question.chunk.pending;
+        let (text, hold_back, stopped) = match said {
             Said::Verdict((verdict, state)) => {
                 self.ambient.state = state;
                 self.decide(verdict, last)
@@ -175,16 +215,11 @@ impl Stage {
         Ok(self.release(text, hold_back, stopped))
     }
 
-    fn question(&mut self, request: &Arc<Request>, choice: u32, last: bool) -> OnChunk {
-        let pending = self.pending.clone();
-        let chunk = wit::Chunk { choice, pending, released: self.released, last };
-        OnChunk { request: request.clone(), chunk, ambient: self.ambient.clone() }
-    }
-
     /// The text that takes the place of the pending one, how many of its characters stay, and
     /// whether this is the end.
     fn decide(&mut self, verdict: wit::Verdict, last: bool) -> (String, usize, bool) {
         let pending = std::mem::take(&mut self.pending);
+        self.changes += u64::from(changes(&verdict, &pending));
         let hold_back = if last { 0 } else { self.plugin.hold_back() };
         match verdict {
             wit::Verdict::Pass => (pending, hold_back, false),
@@ -203,17 +238,25 @@ impl Stage {
     fn release(&mut self, mut text: String, hold_back: usize, stopped: bool) -> Released {
         self.pending = text.split_off(held_from(&text, hold_back));
         self.released += text.len() as u64;
-        if !text.is_empty() {
-            let all = [&*self.ambient.released, &text].concat();
-            let start = all.ceil_char_boundary(all.len().saturating_sub(RELEASED_BYTES));
-            self.ambient.released = Arc::from(&all[start..]);
-        }
+        self.ambient.released.push(&text);
         Released { text, stopped }
+    }
+}
+
+/// Whether a verdict makes another text of what is pending.
+fn changes(verdict: &wit::Verdict, pending: &str) -> bool {
+    match verdict {
+        wit::Verdict::Pass | wit::Verdict::Hold => false,
+        wit::Verdict::Replace(text) => text != pending,
+        wit::Verdict::Stop(_) => true,
     }
 }
 
 /// Where the last `characters` of `text` begin.
 fn held_from(text: &str, characters: usize) -> usize {
+    if text.is_ascii() {
+        return text.len().saturating_sub(characters);
+    }
     if characters == 0 {
         return text.len();
     }

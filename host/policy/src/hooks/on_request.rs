@@ -61,11 +61,7 @@ impl Question for OnRequest {
     }
 
     fn input(&self) -> Value {
-        let messages = self.subject.messages.iter();
-        let messages: Vec<_> = messages
-            .map(|message| json!({ "role": message.role, "content": message.content }))
-            .collect();
-        json!({ "request": self.request, "messages": messages })
+        json!({ "request": self.request })
     }
 }
 

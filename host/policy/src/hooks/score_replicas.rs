@@ -5,6 +5,7 @@ use contract::policy::builtin;
 use contract::policy::hook::Hook;
 use contract::policy::replica::{Demand, Replica};
 use contract::policy::subject::Subject;
+use contract::policy::verdict::Denied;
 use serde_json::{Value, json};
 
 use crate::bindings::exports::drystone::policy::score_replicas as wit;
@@ -17,7 +18,7 @@ use crate::question::{Question, ambient};
 /// Asks about one request.
 pub(crate) struct ScoreReplicas {
     pub(crate) demand: wit::Demand,
-    pub(crate) replicas: Vec<wit::Replica>,
+    pub(crate) replicas: wit::Table,
     pub(crate) ambient: Ambient,
 }
 
@@ -28,20 +29,42 @@ impl ScoreReplicas {
             max_tokens: demand.max_tokens,
             affinity: demand.affinity,
         };
-        let replicas = replicas.iter().map(replica).collect();
-        Self { demand, replicas, ambient: ambient(subject) }
+        Self { demand, replicas: table(replicas), ambient: ambient(subject) }
     }
 }
 
-fn replica(replica: &Replica) -> wit::Replica {
-    wit::Replica {
-        running: replica.running,
-        waiting: replica.waiting,
-        kv_used: replica.kv_used,
-        adapter_resident: replica.adapter_resident,
-        prefix_hit: replica.prefix_hit,
-        local: replica.local,
-    }
+/// Columns of the table, in the order of [`columns`].
+const COLUMNS: usize = 6;
+
+/// Replicas as guests see them.
+pub(crate) fn table(replicas: &[Replica]) -> wit::Table {
+    wit::Table { columns: COLUMNS as u32, numbers: replicas.iter().flat_map(columns).collect() }
+}
+
+fn columns(replica: &Replica) -> [f32; COLUMNS] {
+    let one_if = |yes| if yes { 1.0 } else { 0.0 };
+    [
+        replica.running as f32,
+        replica.waiting as f32,
+        replica.kv_used,
+        one_if(replica.adapter_resident),
+        replica.prefix_hit,
+        one_if(replica.local),
+    ]
+}
+
+/// What [`table`] was made of.
+fn rows(table: &wit::Table) -> Vec<Replica> {
+    let (rows, _) = table.numbers.as_chunks::<COLUMNS>();
+    let row = |[running, waiting, kv_used, resident, prefix_hit, local]: &[f32; COLUMNS]| Replica {
+        running: *running as u32,
+        waiting: *waiting as u32,
+        kv_used: *kv_used,
+        adapter_resident: *resident != 0.0,
+        prefix_hit: *prefix_hit,
+        local: *local != 0.0,
+    };
+    rows.iter().map(row).collect()
 }
 
 impl Question for ScoreReplicas {
@@ -60,8 +83,9 @@ impl Question for ScoreReplicas {
     }
 
     fn check(&self, scores: Vec<f32>, _: &Limits) -> Result<Vec<f32>, String> {
-        if scores.len() != self.replicas.len() {
-            let (scores, replicas) = (scores.len(), self.replicas.len());
+        let replicas = self.replicas.numbers.len() / COLUMNS;
+        if scores.len() != replicas {
+            let scores = scores.len();
             return Err(format!("it has {scores} scores for {replicas} replicas"));
         }
         match scores.iter().find(|score| !score.is_finite()) {
@@ -71,7 +95,7 @@ impl Question for ScoreReplicas {
     }
 
     fn input(&self) -> Value {
-        json!({ "demand": self.demand, "replicas": self.replicas })
+        json!({ "demand": self.demand, "replicas": rows(&self.replicas) })
     }
 }
 
@@ -83,18 +107,18 @@ impl Chains {
         subject: &Subject,
         demand: &Demand,
         replicas: &[Replica],
-    ) -> Vec<f32> {
+    ) -> Result<Vec<f32>, Denied> {
         let question = ScoreReplicas::new(subject, demand, replicas);
         let mut sums: Option<Vec<f32>> = None;
         for plugin in self.enforced(chain) {
             match plugin.hear(&question).await {
                 Said::Verdict(scores) => sums = Some(added(sums, scores)),
                 Said::Nothing => {}
-                // Nothing can be refused here: the request has been admitted.
-                Said::Builtin | Said::Refused(_) => sums = Some(plain(replicas)),
+                Said::Builtin => return Ok(plain(replicas)),
+                Said::Refused(denied) => return Err(denied),
             }
         }
-        sums.unwrap_or_else(|| plain(replicas))
+        Ok(sums.unwrap_or_else(|| plain(replicas)))
     }
 }
 

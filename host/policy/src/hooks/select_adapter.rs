@@ -1,8 +1,11 @@
 //! Which adapter answers?
 
+use std::sync::Arc;
+
 use config::settings::Limits;
 use contract::policy::builtin::Builtin;
 use contract::policy::hook::Hook;
+use contract::policy::replica::Surroundings;
 use contract::policy::subject::Subject;
 use contract::policy::verdict::{Denied, Selection};
 use serde_json::{Value, json};
@@ -20,11 +23,24 @@ use crate::question::{Question, ambient, request};
 pub(crate) struct SelectAdapter {
     pub(crate) request: Request,
     pub(crate) ambient: Ambient,
+    /// What tells the adapters that are served; `None` where any name will do.
+    pub(crate) served: Option<Arc<dyn Surroundings>>,
 }
 
 impl SelectAdapter {
-    pub(crate) fn new(subject: &Subject) -> Self {
-        Self { request: request(subject), ambient: ambient(subject) }
+    pub(crate) fn new(subject: &Subject, served: Option<Arc<dyn Surroundings>>) -> Self {
+        Self { request: request(subject), ambient: ambient(subject), served }
+    }
+
+    /// An adapter that is served, or that may be found yet.
+    fn known(&self, name: String) -> Result<String, String> {
+        let name = check::name("an adapter", name)?;
+        match &self.served {
+            Some(served) if !served.adapter_exists(&name) => {
+                Err(format!("no adapter is served under {name:?}"))
+            }
+            _ => Ok(name),
+        }
     }
 }
 
@@ -47,9 +63,7 @@ impl Question for SelectAdapter {
         Ok(match answer {
             wit::Selection::Named => None,
             wit::Selection::Base => Some(Ok(Selection::Base)),
-            wit::Selection::Adapter(name) => {
-                Some(Ok(Selection::Adapter(check::name("an adapter", name)?)))
-            }
+            wit::Selection::Adapter(name) => Some(Ok(Selection::Adapter(self.known(name)?))),
             wit::Selection::Refuse(denial) => {
                 check::size(check::denial_texts(&denial), limits.output_bytes)?;
                 Some(Err(check::denial(denial)?))
@@ -67,10 +81,9 @@ impl Chains {
     pub(crate) async fn select_adapter(
         &self,
         chain: Chain,
-        subject: &Subject,
+        question: SelectAdapter,
         builtin: &Builtin,
     ) -> Result<Selection, Denied> {
-        let question = SelectAdapter::new(subject);
         for plugin in self.enforced(chain) {
             match plugin.hear(&question).await {
                 Said::Verdict(Some(selection)) => return selection,
@@ -79,6 +92,6 @@ impl Chains {
                 Said::Refused(denied) => return Err(denied),
             }
         }
-        Ok(builtin.select(&subject.model))
+        Ok(builtin.select(&question.request.model))
     }
 }

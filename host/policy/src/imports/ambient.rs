@@ -3,9 +3,6 @@
 use crate::bindings::drystone::policy::{answer, headers, messages, types};
 use crate::guest::Guest;
 
-/// Most that a guest may keep between two chunks.
-const STATE_BYTES: usize = 4 << 10;
-
 impl types::Host for Guest {}
 
 impl headers::Host for Guest {
@@ -38,18 +35,20 @@ impl messages::Host for Guest {
 }
 
 impl answer::Host for Guest {
+    fn asked(&mut self) -> Option<types::Request> {
+        self.ambient.request.as_deref().cloned()
+    }
+
     fn released(&mut self, bytes: u32) -> String {
-        let text = &self.ambient.released;
-        let start = text.len().saturating_sub(bytes as usize);
-        text[text.ceil_char_boundary(start)..].to_owned()
+        self.ambient.released.last(bytes as usize)
     }
 
     fn state(&mut self) -> Vec<u8> {
         self.ambient.state.clone()
     }
 
-    fn set_state(&mut self, mut state: Vec<u8>) {
-        state.truncate(STATE_BYTES);
+    /// Too much of it makes the call's answer invalid.
+    fn set_state(&mut self, state: Vec<u8>) {
         self.ambient.state = state;
     }
 }

@@ -6,6 +6,10 @@ use std::time::{Duration, Instant};
 use super::guest::{GOOD, Guest};
 use super::rig::{BUILTIN, Rig, on_one_thread};
 use config::settings::Isolation;
+use contract::policy::Policy;
+use contract::policy::hook::{Hook, OnError};
+use contract::policy::replica::{Demand, Replica};
+use contract::policy::subject::Subject;
 
 const SPIN: Guest = Guest { score: "(loop $spin (br $spin))", ..GOOD };
 const TRAP: Guest = Guest { score: "(unreachable)", ..GOOD };
@@ -48,7 +52,8 @@ fn memory_is_bounded() {
 #[test]
 fn recursion_is_bounded() {
     falls_back(
-        "(drop (call 5 (i32.const 0) (i32.const 0) (i64.const 0) (i32.const 0) (i32.const 0)))",
+        "(drop (call 5 (i32.const 0) (i32.const 0) (i64.const 0) (i32.const 1) (i32.const 0)
+        (i32.const 0)))",
         "trap",
     );
 }
@@ -144,4 +149,17 @@ fn a_plugin_that_fails_too_often_is_set_aside_and_tried_again() {
         rig.scores().await;
         assert_eq!(rig.calls("trap"), 4);
     });
+}
+
+#[test]
+fn where_it_is_closed_a_failed_score_refuses_the_request() {
+    let rig = Rig::new(TRAP, |plugin| {
+        plugin.on_error[Hook::ScoreReplicas as usize] = OnError::Closed;
+    });
+    let (subject, demand) = (Subject::default(), Demand::default());
+    let answer = on_one_thread(async {
+        rig.host.score_replicas(&subject, &demand, &[Replica::default(); 2]).await
+    });
+    let denied = answer.expect_err("it is refused");
+    assert_eq!((denied.status, &*denied.code), (500, "policy_failed"));
 }

@@ -100,6 +100,61 @@ fn starts_that_fail_say_why() {
     assert!(text.contains("self-test failed: bad"), "{text}");
 }
 
+const SCHEMA: &str = r#"{"type": "object", "additionalProperties": false,
+    "properties": {"percent": {"type": "integer", "maximum": 100}}}"#;
+
+#[test]
+fn a_configuration_is_held_to_the_schema_before_the_guest_sees_it() {
+    let guest = Guest { schema: SCHEMA, init: "(unreachable)", ..GOOD };
+    let config = serde_json::json!({ "percent": 300 });
+    let text = refusal(&guest.wasm(), |plugin| plugin.config = config.clone());
+    assert!(text.contains("config.percent = 300: at most 100 would do"), "{text}");
+    let harness = crate::harness::Harness::new(&guest.wasm()).expect("it can be used");
+    let error = harness.start(&Default::default(), &config).err().expect("it is refused");
+    assert!(error.to_string().contains("config.percent = 300"), "{error}");
+    let text = guest_refusal(Guest { schema: "{", ..GOOD });
+    assert!(text.contains("no JSON Schema"), "{text}");
+    let fits = serde_json::json!({ "percent": 3 });
+    let guest = Guest { schema: SCHEMA, ..GOOD };
+    assert!(start(&guest.wasm(), |plugin| plugin.config = fits).is_ok());
+}
+
+/// Looks at the clock and takes a random number before it scores, both of WASI.
+const WASI: Guest = Guest {
+    import: r#"
+        (import "wasi:random/random@0.2.0" (instance $random
+            (export "get-random-u64" (func (result u64)))))
+        (import "wasi:clocks/monotonic-clock@0.2.0" (instance $clock
+            (export "now" (func (result u64)))))
+        (core func $random (canon lower (func $random "get-random-u64")))
+        (core func $now (canon lower (func $clock "now")))"#,
+    core_import: r#"
+        (import "host" "random" (func $random (result i64)))
+        (import "host" "now" (func $now (result i64)))"#,
+    with: r#"(with "host" (instance
+        (export "random" (func $random)) (export "now" (func $now))))"#,
+    score: "(if (i64.eqz (i64.or (call $random) (call $random))) (then (unreachable)))
+        (if (i64.gt_u (call $now) (call $now)) (then (unreachable)))",
+    ..GOOD
+};
+
+#[test]
+fn wasi_works_where_it_is_allowed() {
+    let text = guest_refusal(WASI);
+    assert!(text.contains("add allow = { wasi = true }"), "{text}");
+    let rig = start(&WASI.wasm(), |plugin| plugin.allow.wasi = true).expect("it is allowed");
+    assert_eq!(on_one_thread(rig.scores()), [1.0, 5.0]);
+    assert_eq!(rig.calls("ok"), 1);
+}
+
+#[test]
+fn wasi_has_no_more_than_its_standard() {
+    let import = r#"(import "wasi:keyvalue/store@0.2.0" (instance
+        (export "open" (func (param "identifier" string)))))"#;
+    let text = refusal(&Guest { import, ..GOOD }.wasm(), |plugin| plugin.allow.wasi = true);
+    assert!(text.contains("wasi:keyvalue/store"), "{text}");
+}
+
 #[test]
 fn a_component_describes_itself() {
     let inspection = crate::load::inspect(&GOOD.wasm()).expect("it can be used");
@@ -121,6 +176,16 @@ fn shadows_have_no_say_and_their_differences_count() {
     on_one_thread(async {
         assert_eq!(rig.scores().await, BUILTIN);
         while rig.calls("ok") == 0 {
+            tokio::task::yield_now().await;
+        }
+    });
+    assert_eq!(rig.differences(), 0, "the same replica would have won");
+    let last = "(i32.store (i32.const 128) (i32.const 200)) (i32.store (i32.const 132)
+        (i32.const 2)) (f32.store (i32.const 200) (f32.const 9)) (return (i32.const 128))";
+    let rig = Rig::new(Guest { score: last, ..GOOD }, |plugin| plugin.mode = Mode::Shadow);
+    on_one_thread(async {
+        assert_eq!(rig.scores().await, BUILTIN);
+        while rig.differences() == 0 {
             tokio::task::yield_now().await;
         }
     });

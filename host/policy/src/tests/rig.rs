@@ -36,7 +36,8 @@ impl Rig {
     /// What is said about two replicas, the first of which runs 1 sequence, the second 5.
     pub(super) async fn scores(&self) -> Vec<f32> {
         let (subject, demand) = (Subject::default(), Demand::default());
-        self.host.score_replicas(&subject, &demand, &replicas()).await
+        let scores = self.host.score_replicas(&subject, &demand, &replicas()).await;
+        scores.expect("no operator here wants a failed score refused")
     }
 
     pub(super) fn status(&self) -> PluginStatus {
@@ -45,13 +46,23 @@ impl Rig {
 
     /// How many calls of any hook had this outcome.
     pub(super) fn calls(&self, outcome: &str) -> u64 {
+        let label = format!("outcome=\"{outcome}\"}} ");
+        self.count("calls_total", &label)
+    }
+
+    /// How many answers of a shadow would have changed something.
+    pub(super) fn differences(&self) -> u64 {
+        self.count("shadow_differences_total", "} ")
+    }
+
+    /// The sum of the lines of a counter, whose number comes after `label`.
+    fn count(&self, name: &str, label: &str) -> u64 {
         let mut registry = prometheus_client::registry::Registry::default();
         self.host.register(&mut registry);
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).expect("text");
-        let label = format!("outcome=\"{outcome}\"}} ");
-        let lines = text.lines().filter(|line| line.contains("calls_total"));
-        let counts = lines.filter_map(|line| line.split_once(&label));
+        let lines = text.lines().filter(|line| line.contains(name));
+        let counts = lines.filter_map(|line| line.split_once(label));
         counts.map(|(_, count)| count.parse::<u64>().expect("a number")).sum()
     }
 }

@@ -1,37 +1,57 @@
-//! Trials count the same on every run.
+//! Tools count the same on every run, of calls that fail too.
 
 use config::settings::Allow;
 use contract::policy::hook::Hook;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::guest::{GOOD, Guest};
-use crate::trial::{LIMITS, Trial, TrialError};
+use crate::failure::Failure;
+use crate::harness::{AskError, Harness, Started};
 
-fn trial(guest: Guest) -> Trial {
-    let loaded = Trial::load(&guest.wasm(), &json!({}), &Allow::default(), LIMITS);
-    loaded.expect("the guest can be used")
+fn started(guest: Guest) -> Started {
+    let harness = Harness::new(&guest.wasm()).expect("the guest can be used");
+    harness.start(&Allow::default(), &json!({})).expect("it starts")
+}
+
+fn input() -> Value {
+    json!({ "replicas": [{
+        "running": 3, "waiting": 0, "kv-used": 0.0,
+        "adapter-resident": true, "prefix-hit": 0.0, "local": true,
+    }] })
 }
 
 #[test]
-fn a_trial_answers_and_counts() {
-    let trial = trial(GOOD);
-    let replica = json!({
-        "running": 3, "waiting": 0, "kv_used": 0.0,
-        "adapter_resident": true, "prefix_hit": 0.0, "local": true,
-    });
-    let demand = json!({ "prompt_tokens": 1, "max_tokens": 1, "affinity": 1 });
-    let input = json!({ "demand": demand, "replicas": [replica] });
-    let [first, second] = [(); 2].map(|()| trial.call(Hook::ScoreReplicas, &input).expect("works"));
-    assert_eq!(first.answer, json!([3.0]));
+fn a_call_is_answered_and_counted() {
+    let started = started(GOOD);
+    let ask = || started.ask(Hook::ScoreReplicas, &input()).expect("it can be asked");
+    let (first, second) = (ask(), ask());
+    assert_eq!(first.verdict, Ok(json!([3.0])));
     assert!(first.fuel > 0 && first.fuel == second.fuel);
-    assert_eq!(first.peak_bytes, 64 << 10);
+    assert_eq!(first.memory_bytes, 64 << 10);
 }
 
 #[test]
-fn a_trial_says_what_does_not_fit() {
-    let trial = trial(GOOD);
-    let missing = trial.call(Hook::Admit, &json!({}));
-    assert!(matches!(missing, Err(TrialError::Input(_) | TrialError::NoHook(Hook::Admit))));
-    let wrong = trial.call(Hook::ScoreReplicas, &json!({ "demand": 1, "replicas": [] }));
-    assert!(matches!(wrong, Err(TrialError::Input(_))));
+fn a_call_that_fails_is_counted_too() {
+    let work = "(loop $more (local.set $i (i32.add (local.get $i) (i32.const 1)))
+        (br_if $more (i32.lt_u (local.get $i) (i32.const 1000))))
+        (drop (memory.grow (i32.const 1)))";
+    for (score, is_it) in [
+        ("(unreachable)", (|failure| matches!(failure, Failure::Trap(_))) as fn(&Failure) -> bool),
+        ("(return (i32.const 128))", |failure| matches!(failure, Failure::Invalid(_))),
+    ] {
+        let score: &'static str = format!("{work} {score}").leak();
+        let run = started(Guest { score, ..GOOD }).ask(Hook::ScoreReplicas, &input());
+        let run = run.expect("it can be asked");
+        assert!(run.verdict.as_ref().is_err_and(is_it), "{run:?}");
+        assert!(run.fuel > 1000 && run.memory_bytes == 128 << 10, "{run:?}");
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_said() {
+    let started = started(GOOD);
+    let missing = started.ask(Hook::Admit, &json!({}));
+    assert!(matches!(missing, Err(AskError::Input(_))));
+    let wrong = started.ask(Hook::ScoreReplicas, &json!({ "demand": 1, "replicas": [] }));
+    assert!(matches!(wrong, Err(AskError::Input(_))));
 }

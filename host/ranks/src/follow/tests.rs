@@ -4,6 +4,7 @@ use std::net::TcpListener;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use contract::adapter::{Exchange, Generation, GenerationId, Kind, LayerPairs, LocalPair};
 use contract::adapter::{PairShape, Slot};
@@ -164,6 +165,11 @@ fn a_rank_that_fails_elsewhere_is_named_and_ours_are_freed() {
     };
     assert!(message.contains("out of tea"), "{message}");
     drop(leader);
+    // Ranks are freed by a thread of their own.
+    let patience = Instant::now() + Duration::from_secs(5);
+    while freed.load(Ordering::SeqCst) == 0 && Instant::now() < patience {
+        thread::yield_now();
+    }
     assert_eq!(freed.load(Ordering::SeqCst), 1);
 }
 

@@ -29,6 +29,7 @@ pub enum Command {
     BadStatus,
     BadIndex,
     HoldForever,
+    Hoard,
 }
 
 const WORDS: &[(&str, Command)] = &[
@@ -48,12 +49,23 @@ const WORDS: &[(&str, Command)] = &[
     ("bad-status", Command::BadStatus),
     ("bad-index", Command::BadIndex),
     ("hold-forever", Command::HoldForever),
+    ("hoard", Command::Hoard),
 ];
 
 impl Command {
     /// The command that a word stands for.
     pub fn read(word: &str) -> Option<Self> {
         WORDS.iter().find(|(name, _)| *name == word).map(|(_, command)| *command)
+    }
+
+    /// The command at `hook` of a word that may name one: `trap.admit` is to trap in `admit`, and
+    /// to behave elsewhere.
+    pub fn at(hook: &str, word: &str) -> Option<Self> {
+        match word.split_once('.') {
+            None => Self::read(word),
+            Some((word, place)) if place == hook => Self::read(word),
+            Some((word, _)) => Self::read(word).map(|_| Self::Behave),
+        }
     }
 
     /// Does what needs no answer to be done.
@@ -122,6 +134,10 @@ mod tests {
     fn words_are_commands() {
         assert_eq!(Command::read("nan"), Some(Command::Nan));
         assert_eq!(Command::read("llama"), None);
+        assert_eq!(Command::at("admit", "trap"), Some(Command::Trap));
+        assert_eq!(Command::at("admit", "trap.admit"), Some(Command::Trap));
+        assert_eq!(Command::at("on-chunk", "trap.admit"), Some(Command::Behave));
+        assert_eq!(Command::at("on-chunk", "gpt-4.1"), None);
     }
 
     #[test]

@@ -1,15 +1,20 @@
 //! A plugin that does what no plugin should, on command: it answers every hook, and the tests of
 //! the server see to it that nothing worse comes of it than the plugin's failure.
 //!
-//! The command is the name of the model; for `authorize` the key, for `on-chunk` the pending text;
-//! where that is no command, it is `command` of the configuration. `init` takes `init_command` and
-//! `self-test` takes `self_test_command`.
+//! The command is the name of the model, for `authorize` the key; `on-chunk` also takes the pending
+//! text. Where that is no command, it is `command` of the configuration. With a hook after it, as
+//! in `trap.admit`, it means that hook alone. `init` takes `init_command` and `self-test` takes
+//! `self_test_command`.
 
 mod command;
 
+use drystone_sdk::host::answer;
 use drystone_sdk::prelude::*;
 
 use crate::command::Command;
+
+/// More state than a choice may have.
+const HOARD: usize = 5 << 10;
 
 /// What to do when the request does not say.
 #[config]
@@ -28,8 +33,8 @@ pub struct Misbehave(Config);
 
 impl Misbehave {
     /// What the request asks for, once all that can be done in any hook has been done.
-    fn obey(&self, word: &str) -> Command {
-        let command = Command::read(word).or_else(|| Command::read(&self.0.command));
+    fn obey(&self, hook: &str, word: &str) -> Command {
+        let command = Command::at(hook, word).or_else(|| Command::at(hook, &self.0.command));
         let command = command.unwrap_or(Command::Behave);
         command.carry_out();
         command
@@ -65,7 +70,7 @@ impl Policy for Misbehave {
     }
 
     fn authorize(&self, caller: &Caller) -> Result<Identity, Denial> {
-        let command = self.obey(caller.key.as_deref().unwrap_or_default());
+        let command = self.obey("authorize", caller.key.as_deref().unwrap_or_default());
         command.denial().map_or_else(
             || Ok(Identity { tenant: command.text("acme"), limits: Limits::default() }),
             Err,
@@ -73,7 +78,7 @@ impl Policy for Misbehave {
     }
 
     fn on_request(&self, request: &Request) -> RequestVerdict {
-        match self.obey(&request.model) {
+        match self.obey("on-request", &request.model) {
             Command::Huge => RequestVerdict::Respond(Command::Huge.text("")),
             Command::Nan => RequestVerdict::Edit(vec![Edit::Temperature(f32::NAN)]),
             Command::UnknownAdapter => RequestVerdict::Edit(vec![Edit::Model("nobody".into())]),
@@ -85,7 +90,7 @@ impl Policy for Misbehave {
     }
 
     fn select_adapter(&self, request: &Request) -> Selection {
-        match self.obey(&request.model) {
+        match self.obey("select-adapter", &request.model) {
             Command::UnknownAdapter => Selection::Adapter("nobody".into()),
             Command::Huge => Selection::Adapter(Command::Huge.text("")),
             command => command.denial().map_or(Selection::Named, Selection::Refuse),
@@ -93,13 +98,9 @@ impl Policy for Misbehave {
     }
 
     fn resolve_adapter(&self, request: &Request, name: &str) -> Resolution {
-        let command = Command::read(name).map_or_else(
-            || self.obey(&request.model),
-            |command| {
-                command.carry_out();
-                command
-            },
-        );
+        const HOOK: &str = "resolve-adapter";
+        let word = if Command::at(HOOK, name).is_some() { name } else { &*request.model };
+        let command = self.obey(HOOK, word);
         let load = |path: String| Resolution::Load(Source { path, sha256: None });
         match command {
             Command::Huge => load(command.text("")),
@@ -109,7 +110,7 @@ impl Policy for Misbehave {
     }
 
     fn admit(&self, request: &Request, _load: &Load) -> AdmitVerdict {
-        match self.obey(&request.model) {
+        match self.obey("admit", &request.model) {
             Command::BadIndex => {
                 AdmitVerdict::Admit(Admission { priority: i32::MAX, deadline_ms: Some(0) })
             }
@@ -120,7 +121,7 @@ impl Policy for Misbehave {
     }
 
     fn score_replicas(&self, _demand: &Demand, replicas: &[Replica]) -> Vec<f32> {
-        match self.obey("") {
+        match self.obey("score-replicas", "") {
             Command::Nan => vec![f32::NAN; replicas.len()],
             Command::BadIndex => vec![0.0; replicas.len() + 1],
             Command::Huge => vec![0.0; 1 << 18],
@@ -128,8 +129,18 @@ impl Policy for Misbehave {
         }
     }
 
-    fn on_chunk(&self, _request: &Request, chunk: &Chunk) -> ChunkVerdict {
-        match self.obey(&chunk.pending) {
+    fn on_chunk(&self, chunk: &Chunk) -> ChunkVerdict {
+        const HOOK: &str = "on-chunk";
+        let asked = answer::asked().unwrap_or_default();
+        if chunk.pending == "who asked?" {
+            return ChunkVerdict::Replace(asked.tenant);
+        }
+        let by_model = Command::at(HOOK, &asked.model).is_some();
+        match self.obey(HOOK, if by_model { &asked.model } else { &chunk.pending }) {
+            Command::Hoard => {
+                answer::set_state(&[0; HOARD]);
+                ChunkVerdict::Pass
+            }
             Command::Huge => ChunkVerdict::Replace(Command::Huge.text("")),
             Command::HoldForever => ChunkVerdict::Hold,
             Command::BadStatus => {
@@ -140,7 +151,7 @@ impl Policy for Misbehave {
     }
 
     fn on_response(&self, request: &Request, _response: &Response) -> Vec<ResponseEdit> {
-        match self.obey(&request.model) {
+        match self.obey("on-response", &request.model) {
             Command::Huge => vec![ResponseEdit::SetText((0, Command::Huge.text("")))],
             Command::BadIndex => vec![ResponseEdit::SetText((u32::MAX, "lost".into()))],
             Command::BadHeader => {
@@ -152,6 +163,6 @@ impl Policy for Misbehave {
     }
 
     fn on_complete(&self, request: &Request, _completion: &Completion) {
-        self.obey(&request.model);
+        self.obey("on-complete", &request.model);
     }
 }

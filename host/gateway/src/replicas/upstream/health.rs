@@ -22,6 +22,8 @@ const BYTES_MAX: usize = 4 << 20;
 pub struct Seen {
     /// Names that can be asked for.
     pub models: Vec<String>,
+    /// Of these, the adapters.
+    pub adapters: Vec<String>,
     /// Of these, the first that is no adapter.
     first_base: Option<String>,
     /// Sequences that run.
@@ -49,6 +51,8 @@ impl Seen {
         let cards = list["data"].as_array().ok_or("GET /v1/models has no list")?;
         let id = |card: &Value| card["id"].as_str().map(str::to_owned);
         self.models = cards.iter().filter_map(id).collect();
+        let adapters = cards.iter().filter(|card| !card["parent"].is_null());
+        self.adapters = adapters.filter_map(id).collect();
         self.first_base = cards.iter().find(|card| card["parent"].is_null()).and_then(id);
         Ok(())
     }
@@ -161,6 +165,7 @@ mod tests {
         let list = r#"{"data": [{"id": "x", "parent": "b"}, {"id": "b", "parent": null}]}"#;
         seen.read_models(list).expect("a list");
         assert_eq!((seen.base("b"), seen.base("other")), (Some("b"), Some("b")));
+        assert_eq!(seen.adapters, ["x"]);
         assert!(seen.read_models("{}").is_err() && seen.read_models("no").is_err());
     }
 }
