@@ -147,8 +147,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) lora_decode_shrink(Lora
     if (!waited) wait_for_previous();
 }
 
-constexpr int AHEAD_UNITS = 4;  // of B, on their way
-constexpr u32 GAP = 4;           // words that part the banks of neighbouring rows
+constexpr u32 EACH = 4;                      // output columns of a thread
+constexpr u32 COLUMNS = THREADS * EACH;      // of a piece
+constexpr u32 RANKS = 16;                    // lora ranks on their way, of each column
 
 // Some columns of one B, and the rows of y that they add to.
 struct ExpandPiece {
@@ -158,207 +159,120 @@ struct ExpandPiece {
     bool any;    // whether there is a pair
 };
 
-// What a warp has on its way of B: 16 columns and 32 lora ranks, 8 a lane; or, of pairs with up to
-// 16 lora ranks, 32 columns and 16 lora ranks, 4 a lane. Lane l = 4 g + t holds columns g and g + 8.
-struct Unit {
-    uint4 words[2];
-};
-
-// A warp's columns of a piece are the left operand's rows, and the rows of h, which expand finds as
-// sums of two 16-bit numbers in shared memory, the right one's columns.
+// What one thread knows about its columns, THREADS apart.
 struct Columns {
     const LoraDecodeParams& p;
     const ExpandPiece& piece;
-    u32 ranks, steps, units, first, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    bool narrow;
+    u32 ranks;
+    bool aligned;
 
     __device__ Columns(const LoraDecodeParams& p, const ExpandPiece& piece) : p(p), piece(piece) {
-        const u32 each = p.columns / WARPS;
         ranks = piece.any ? piece.pair.expand_rank / piece.pair.b_blocks : 0;
-        narrow = ranks <= 16;
-        steps = narrow ? 1 : (ranks + 31) / 32;
-        units = piece.any ? each / (narrow ? 32 : 16) * steps : 0;
-        first = threadIdx.x / 32 * each;
+        aligned = ranks % 8 == 0;
     }
 
-    // Counted from the pair's first column; below it, it wraps around.
-    __device__ u32 within(u32 column) const { return piece.output + column - piece.pair.output; }
-
-    __device__ u32 padded() const { return (ranks + 31) / 32 * 32; }
-    __device__ u32 stride() const { return padded() * piece.pair.b_blocks + 2 * GAP; }
-
-    // 8 or 4 lora ranks of one column.
-    __device__ uint4 fetch_8(u32 column, u32 rank) const {
-        const u32 at = within(column);
-        const Element* row = piece.pair.b + static_cast<u64>(at) * ranks;
-        return eight(row, rank, at < piece.pair.outputs ? ranks : 0, ranks % 8 == 0);
+    __device__ u32 within(u32 column) const {
+        return piece.output + column * THREADS + threadIdx.x - piece.pair.output;
     }
 
-    __device__ uint2 fetch_4(u32 column) const {
-        const u32 at = within(column), rank = t * 4;
-        if (at >= piece.pair.outputs || rank >= ranks) return uint2{};
-        const Element* row = piece.pair.b + static_cast<u64>(at) * ranks;
-        if (ranks % 4 == 0) return ::fetch<4>(row + rank).raw.words;
-        Element elements[4] = {};
+    // Below the pair's first column it wraps around.
+    __device__ bool has(u32 column) const { return within(column) < piece.pair.outputs; }
+
+    __device__ void fetch_b(uint4 (&to)[EACH][RANKS / 8], u32 rank) const {
 #pragma unroll
-        for (u32 n = 0; n < 4; n++) {
-            if (rank + n < ranks) elements[n] = row[rank + n];
-        }
-        uint2 words;
-        memcpy(&words, elements, sizeof(words));
-        return words;
-    }
-
-    __device__ void fetch(Unit& to, u32 unit) const {
-        if (unit >= units) return;
-        if (narrow) {
-            const u32 column = first + unit * 32 + g;
+        for (u32 column = 0; column < EACH; column++) {
+            const Element* row = piece.pair.b + static_cast<u64>(within(column)) * ranks;
+            const u32 last = has(column) ? ranks : 0;
 #pragma unroll
-            for (int half = 0; half < 2; half++) {
-                const uint2 a = fetch_4(column + half * 16), b = fetch_4(column + half * 16 + 8);
-                to.words[half] = uint4{a.x, a.y, b.x, b.y};
+            for (u32 i = 0; i < RANKS / 8; i++) {
+                to[column][i] = eight(row, rank + i * 8, last, aligned);
             }
-            return;
         }
-        const u32 column = first + unit / steps * 16 + g, rank = unit % steps * 32 + t * 8;
-        to.words[0] = fetch_8(column, rank);
-        to.words[1] = fetch_8(column + 8, rank);
     }
 
-    // The shrunk activations of 8 rows, in two parts, zeros where there are none.
-    __device__ void stage(Element* high, Element* low) const {
-        const u32 all = padded() * piece.pair.b_blocks;
+    // The shrunk activations of the rows, zeros up to a multiple of 8 of every block's.
+    __device__ void stage(float* staged) const {
+        const u32 stride = padded(), all = padded() * piece.pair.b_blocks;
         const u64 part = static_cast<u64>(p.rows) * p.h_stride;
-        for (u32 i = threadIdx.x; i < ROWS * all; i += THREADS) {
-            const u32 r = i / all, block = i % all / padded(), rank = i % padded();
+        for (u32 i = threadIdx.x; i < piece.segment.rows * all; i += THREADS) {
+            const u32 r = i / all, block = i % all / stride, rank = i % stride;
             const float* from = p.h + static_cast<u64>(piece.segment.row + r) * p.h_stride +
                                 piece.pair.h + block * ranks + rank;
             float sum = 0.0f;
-            if (rank < ranks && r < piece.segment.rows) {
+            if (rank < ranks) {
 #pragma unroll 4
                 for (u32 split = 0; split < p.splits; split++) sum += from[split * part];
             }
-            const u32 to = r * stride() + i % all;
-            from_f32(high[to], sum);
-            from_f32(low[to], sum - to_f32(high[to]));
+            staged[i] = sum;
         }
     }
 
-    // The diagonal block of a column of the pair.
-    __device__ u32 block_of(u32 column) const {
-        const u32 at = min(within(column), piece.pair.outputs - 1);
-        return at / (piece.pair.outputs / piece.pair.b_blocks);
-    }
+    __device__ u32 padded() const { return (ranks + 7) / 8 * 8; }
 
-    // sums += 16 columns from `column` on times 16 lora ranks from `at` on, 4 a lane, of every block
-    // that has some of these columns.
-    __device__ void multiply(const u32 (&b)[4], u32 column, u32 at, const Element* high,
-                             const Element* low, float (&sums)[4]) const {
-        // A column in front of the pair's first has weights of 0, whatever its block.
-        const u32 begin = within(column) < piece.pair.outputs ? block_of(column) : 0;
-        for (u32 block = begin; block <= block_of(column + 15); block++) {
-            u32 own[4] = {b[0], b[1], b[2], b[3]};
-            if (block_of(column + g) != block) own[0] = own[2] = 0;
-            if (block_of(column + g + 8) != block) own[1] = own[3] = 0;
-            const u32 from = g * stride() + block * padded() + at;
-            const uint2 near = ::fetch<4>(high + from).raw.words;
-            const uint2 rest = ::fetch<4>(low + from).raw.words;
-            multiply_add(sums, own, near.x, near.y);
-            multiply_add(sums, own, rest.x, rest.y);
-        }
-    }
-
-    __device__ void keep(const float (&sums)[4], u32 column, float* results) const {
+    // sums += B times the shrunk activations, lora ranks `rank` to `rank + 15`.
+    __device__ void multiply(const uint4 (&b)[EACH][RANKS / 8], u32 rank, const float* staged,
+                             float (&sums)[EACH][ROWS]) const {
+        const u32 all = padded() * piece.pair.b_blocks;
+        const u32 outputs = piece.pair.outputs / piece.pair.b_blocks;
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            results[(t * 2 + i % 2) * (p.columns + GAP) + column + g + i / 2 * 8] = sums[i];
-        }
-    }
-
-    __device__ void take(const Unit& unit, u32 at, const Element* high, const Element* low,
-                         float (&sums)[4], float* results) const {
-        if (narrow) {
+        for (u32 i = 0; i < RANKS / 8; i++) {
+            if (rank + i * 8 >= ranks) break;
 #pragma unroll
-            for (int half = 0; half < 2; half++) {
-                const uint4 w = unit.words[half];
-                const u32 b[4] = {w.x, w.z, w.y, w.w}, column = first + at * 32 + half * 16;
-                float own[4] = {};
-                multiply(b, column, t * 4, high, low, own);
-                keep(own, column, results);
-            }
-            return;
-        }
-        const u32 column = first + at / steps * 16, step = at % steps;
-        const uint4 v = unit.words[0], w = unit.words[1];
-        const u32 one[4] = {v.x, w.x, v.y, w.y}, two[4] = {v.z, w.z, v.w, w.w};
-        if (step == 0) sums[0] = sums[1] = sums[2] = sums[3] = 0.0f;
-        multiply(one, column, step * 32 + t * 8, high, low, sums);
-        multiply(two, column, step * 32 + t * 8 + 4, high, low, sums);
-        if (step == steps - 1) keep(sums, column, results);
-    }
-
-    __device__ void fetch_first(Unit (&to)[AHEAD_UNITS]) const {
+            for (u32 column = 0; column < EACH; column++) {
+                if (!has(column)) continue;
+                float weights[8];
+                widen(weights, Pack<8, Element>{{b[column][i]}});
+                const float* from = staged + within(column) / outputs * padded() + rank + i * 8;
 #pragma unroll
-        for (int i = 0; i < AHEAD_UNITS; i++) fetch(to[i], i);
-    }
-
-    __device__ void sum_up(Unit (&b)[AHEAD_UNITS], const Element* high, const Element* low,
-                           float* results) const {
-        float sums[4];
-        for (u32 unit = 0; unit < units; unit += AHEAD_UNITS) {
+                for (u32 r = 0; r < ROWS; r++) {
+                    if (r >= piece.segment.rows) break;
+                    float shrunk[8];
+                    load(shrunk, from + r * all);
 #pragma unroll
-            for (int i = 0; i < AHEAD_UNITS; i++) {
-                if (unit + i >= units) break;
-                take(b[i], unit + i, high, low, sums, results);
-                fetch(b[i], unit + i + AHEAD_UNITS);
+                    for (int n = 0; n < 8; n++) sums[column][r] += weights[n] * shrunk[n];
+                }
             }
         }
     }
 
-    __device__ void add(const float* results) const {
-        constexpr int EACH = 4;  // on their way at once
-        const u32 all = piece.segment.rows * p.columns;
-        auto place = [&](u32 i) {
-            const u64 row = piece.segment.row + i / p.columns;
-            return p.y + row * p.width + piece.output + i % p.columns;
-        };
-        auto exists = [&](u32 i) { return i < all && within(i % p.columns) < piece.pair.outputs; };
-        for (u32 begin = threadIdx.x; begin < all; begin += EACH * THREADS) {
+    __device__ void add(const float (&sums)[EACH][ROWS]) const {
+#pragma unroll
+        for (u32 r = 0; r < ROWS; r++) {
+            if (r >= piece.segment.rows) break;
+            Element* y = p.y + static_cast<u64>(piece.segment.row + r) * p.width + piece.output +
+                         threadIdx.x;
             Element old[EACH];
 #pragma unroll
-            for (int n = 0; n < EACH; n++) {
-                const u32 i = begin + n * THREADS;
-                if (exists(i)) old[n] = *place(i);
+            for (u32 column = 0; column < EACH; column++) {
+                if (has(column)) old[column] = y[column * THREADS];
             }
 #pragma unroll
-            for (int n = 0; n < EACH; n++) {
-                const u32 i = begin + n * THREADS;
-                if (!exists(i)) continue;
-                const float sum = results[i / p.columns * (p.columns + GAP) + i % p.columns];
-                from_f32(*place(i), to_f32(old[n]) + sum);
+            for (u32 column = 0; column < EACH; column++) {
+                if (has(column)) from_f32(y[column * THREADS], to_f32(old[column]) + sums[column][r]);
             }
         }
     }
 
-    // `b` has the first units; meanwhile it comes to hold those of `next`.
-    __device__ void run(Unit (&b)[AHEAD_UNITS], const ExpandPiece* next, float* shared) const {
-        float* results = shared + ROWS * (p.staged + 2 * GAP);
-        Element* high = reinterpret_cast<Element*>(shared);
-        Element* low = high + ROWS * (p.staged + 2 * GAP);
+    // `b` has the first lora ranks; meanwhile it comes to hold those of `next`.
+    __device__ void run(uint4 (&b)[EACH][RANKS / 8], const ExpandPiece* next, float* staged) const {
         __syncthreads();
-        if (piece.any) stage(high, low);
+        stage(staged);
         __syncthreads();
-        sum_up(b, high, low, results);
-        if (next) Columns(p, *next).fetch_first(b);
-        __syncthreads();
-        if (piece.any) add(results);
+        float sums[EACH][ROWS] = {};
+        for (u32 rank = 0; rank < ranks; rank += RANKS) {
+            uint4 now[EACH][RANKS / 8];
+            memcpy(now, b, sizeof(now));
+            if (rank + RANKS < ranks) fetch_b(b, rank + RANKS);
+            multiply(now, rank, staged, sums);
+        }
+        if (next) Columns(p, *next).fetch_b(b, 0);
+        if (piece.any) add(sums);
     }
 };
 
 // B is on its way before the kernels that make h and y have ended.
 extern "C" __global__ void __launch_bounds__(THREADS, 2) lora_decode_expand(LoraDecodeParams p) {
-    // [2, ROWS, staged + 2 GAP] of 16 bits, and [ROWS, columns + GAP] of 32.
-    extern __shared__ __align__(16) float shared[];
+    extern __shared__ __align__(16) float staged[];  // [ROWS, the most lora ranks of a pair]
     const u32 tiles = p.tile_end[p.targets - 1], items = *p.segment_count * tiles;
     bool waited = false;
     auto look_up = [&](u32 item) {
@@ -368,16 +282,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) lora_decode_expand(Lora
         const u32 first = target == 0 ? 0 : p.tile_end[target - 1];
         const Segment segment = p.segments[item / tiles];
         const LoraPair pair = p.pairs[segment.slot * p.targets + target];
-        return ExpandPiece{pair, segment, p.target_column[target] + (tile - first) * p.columns,
-                           pair.shrink_rank > 0 && pair.exchange == 0 && pair.outputs > 0};
+        return ExpandPiece{pair, segment, p.target_column[target] + (tile - first) * COLUMNS,
+                           pair.shrink_rank > 0 && pair.exchange == 0};
     };
     for_each_piece<ExpandPiece>(items, look_up, [&](const ExpandPiece* pieces, u32 count) {
-        Unit b[AHEAD_UNITS] = {};
-        Columns(p, pieces[0]).fetch_first(b);
+        uint4 b[EACH][RANKS / 8];
+        Columns(p, pieces[0]).fetch_b(b, 0);
         if (!waited) wait_for_previous();
         waited = true;
         for (u32 i = 0; i < count; i++) {
-            Columns(p, pieces[i]).run(b, i + 1 < count ? pieces + i + 1 : nullptr, shared);
+            Columns(p, pieces[i]).run(b, i + 1 < count ? pieces + i + 1 : nullptr, staged);
         }
     });
     if (!waited) wait_for_previous();

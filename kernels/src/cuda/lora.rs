@@ -262,7 +262,7 @@ impl PairEntry {
         self.a + u64::from(rank) * u64::from(inputs) * element_bytes
     }
 
-    /// Lora ranks that expand stages, those of every diagonal block padded to a multiple of 32.
+    /// Lora ranks that expand stages, those of every diagonal block padded to a multiple of 8.
     pub fn staged(&self) -> usize {
         staged(self.expand_rank as usize, self.b_blocks as usize)
     }
@@ -281,7 +281,7 @@ impl PairEntry {
 
 fn staged(rank: usize, blocks: usize) -> usize {
     // An entry of zeros is no pair.
-    (rank / blocks.max(1)).next_multiple_of(32) * blocks
+    (rank / blocks.max(1)).next_multiple_of(8) * blocks
 }
 
 /// Refuses pairs whose shrunk activations the kernels have no room for.
@@ -295,7 +295,7 @@ fn fits(loaded: &SlotPairs<'_>) -> Result<()> {
     let shapes = loaded.pairs.iter().flatten().map(|pair| &pair.shape);
     let staged = shapes.map(|shape| staged(shape.expand_rank, shape.b_blocks)).max().unwrap_or(0);
     if staged > STAGED_MAX {
-        let why = format!("a lora rank of {staged}, its diagonal blocks padded to multiples of 32");
+        let why = format!("a lora rank of {staged}, its diagonal blocks padded to multiples of 8");
         return Err(Error::Unfit(format!("{why}: up to {STAGED_MAX} would do")));
     }
     Ok(())
