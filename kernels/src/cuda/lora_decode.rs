@@ -106,7 +106,7 @@ pub struct DecodeTable {
     slots: Vec<Vec<ShrinkTile>>,
     /// Tiles of the slot that has the most, of all that were ever loaded.
     tiles: usize,
-    /// Shrunk columns of a row, likewise; a multiple of 4.
+    /// Shrunk columns of a row, likewise: no more than [`crate::ops::Ops::shrunk_rows`] counts on.
     h_stride: usize,
     /// What expand stages of a row, likewise.
     staged: usize,
@@ -162,7 +162,6 @@ impl DecodeTable {
         self.even &= pairs.iter().all(PairEntry::is_even);
         pairs.iter().for_each(|pair| add_tiles(pair, input, &mut tiles));
         let columns = tiles.iter().map(|tile| (tile.h + tile.rows) as usize).max().unwrap_or(0);
-        let columns = columns.next_multiple_of(4);
         let staged = pairs.iter().map(PairEntry::staged).max().unwrap_or(0);
         let grows = tiles.len() > self.tiles || columns > self.h_stride || staged > self.staged;
         self.h_stride = self.h_stride.max(columns);
