@@ -27,7 +27,7 @@ TENSOR_CORES = {  # not compiled for f32
     "lora_decode.cu",
     "lora_rows.cu",
 }
-PREFILL_ONLY = {"attention_tiles.cu"}  # may spill
+PREFILL_ONLY = {"attention_tiles.cu", "lora_rows.cu"}  # may spill
 
 
 def find(pattern):

@@ -147,7 +147,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) lora_decode_shrink(Lora
     if (!waited) wait_for_previous();
 }
 
-constexpr int LOADS = 8;  // 16 bytes of B each that a lane has on their way
+constexpr u32 EACH = 4;                      // output columns of a thread
+constexpr u32 COLUMNS = THREADS * EACH;      // of a piece
+constexpr u32 RANKS = 16;                    // lora ranks on their way, of each column
 
 // Some columns of one B, and the rows of y that they add to.
 struct ExpandPiece {
@@ -157,52 +159,40 @@ struct ExpandPiece {
     bool any;    // whether there is a pair
 };
 
-// What a warp does with its columns, 32 at a time. Lora ranks lie side by side in a row of B, and
-// rows one behind the other: so that a load is one run of memory, `lanes` lanes share a column, 8
-// lora ranks each, and a load is for 32 / lanes columns. Lane l of a unit of 32 columns ends up with
-// the sum of column l % lanes * (32 / lanes) + l / lanes.
+// What one thread knows about its columns, THREADS apart.
 struct Columns {
     const LoraDecodeParams& p;
     const ExpandPiece& piece;
-    u32 ranks, lanes, lane = threadIdx.x % 32;
+    u32 ranks;
     bool aligned;
 
     __device__ Columns(const LoraDecodeParams& p, const ExpandPiece& piece) : p(p), piece(piece) {
         ranks = piece.any ? piece.pair.expand_rank / piece.pair.b_blocks : 0;
-        lanes = 1;
-        while (lanes < 32 && lanes * 8 < ranks) lanes *= 2;
         aligned = ranks % 8 == 0;
     }
 
-    // Loads of one slice of 8 * lanes lora ranks.
-    __device__ u32 loads() const { return p.columns / (WARPS * 32) * lanes; }
-
-    __device__ u32 padded() const { return (ranks + 7) / 8 * 8; }
-
-    // The column that a lane helps with in a load, counted from the piece's first.
-    __device__ u32 column(u32 load) const {
-        const u32 unit = threadIdx.x / 32 * (p.columns / (WARPS * 32)) + load / lanes;
-        return unit * 32 + load % lanes * (32 / lanes) + lane / lanes;
+    __device__ u32 within(u32 column) const {
+        return piece.output + column * THREADS + threadIdx.x - piece.pair.output;
     }
 
-    // Counted from the pair's first; below it, it wraps around.
-    __device__ u32 within(u32 column) const { return piece.output + column - piece.pair.output; }
+    // Below the pair's first column it wraps around.
+    __device__ bool has(u32 column) const { return within(column) < piece.pair.outputs; }
 
-    __device__ uint4 fetch(u32 load, u32 rank) const {
-        const u32 at = within(column(load));
-        const bool exists = load < loads() && at < piece.pair.outputs;
-        const Element* row = piece.pair.b + static_cast<u64>(at) * ranks;
-        return eight(row, rank + lane % lanes * 8, exists ? ranks : 0, aligned);
-    }
-
-    __device__ void fetch_first(uint4 (&to)[LOADS]) const {
+    __device__ void fetch_b(uint4 (&to)[EACH][RANKS / 8], u32 rank) const {
 #pragma unroll
-        for (int i = 0; i < LOADS; i++) to[i] = fetch(i, 0);
+        for (u32 column = 0; column < EACH; column++) {
+            const Element* row = piece.pair.b + static_cast<u64>(within(column)) * ranks;
+            const u32 last = has(column) ? ranks : 0;
+#pragma unroll
+            for (u32 i = 0; i < RANKS / 8; i++) {
+                to[column][i] = eight(row, rank + i * 8, last, aligned);
+            }
+        }
     }
 
     // The shrunk activations of the rows, zeros up to a multiple of 8 of every block's.
     __device__ void stage(float* staged) const {
-        const u32 stride = padded(), all = stride * piece.pair.b_blocks;
+        const u32 stride = padded(), all = padded() * piece.pair.b_blocks;
         const u64 part = static_cast<u64>(p.rows) * p.h_stride;
         for (u32 i = threadIdx.x; i < piece.segment.rows * all; i += THREADS) {
             const u32 r = i / all, block = i % all / stride, rank = i % stride;
@@ -217,96 +207,72 @@ struct Columns {
         }
     }
 
-    // The columns' sums of one load, in every lane of a column.
-    __device__ void multiply(const uint4& b, u32 load, u32 rank, const float* staged,
-                             float (&sums)[ROWS]) const {
-        const u32 at = within(column(load)), own = rank + lane % lanes * 8;
-        const bool exists = at < piece.pair.outputs && own < ranks;
-        const u32 block = exists ? at / (piece.pair.outputs / piece.pair.b_blocks) : 0;
-        const float* from = staged + (exists ? block * padded() + own : 0);
-        const u32 all = padded() * piece.pair.b_blocks;
-        float weights[8];
-        widen(weights, Pack<8, Element>{{b}});
-#pragma unroll
-        for (u32 r = 0; r < ROWS; r++) {
-            if (r >= piece.segment.rows) break;
-            float shrunk[8], sum = 0.0f;
-            ::load(shrunk, from + r * all);
-#pragma unroll
-            for (int n = 0; n < 8; n++) sum += weights[n] * shrunk[n];
-            for (u32 other = 1; other < lanes; other *= 2) {
-                sum += __shfl_xor_sync(~0u, sum, other);
-            }
-            sums[r] = sum;
-        }
-    }
+    __device__ u32 padded() const { return (ranks + 7) / 8 * 8; }
 
-    // `b` has the first loads; `results` are [ROWS, columns].
-    __device__ void sum_up(uint4 (&b)[LOADS], const float* staged, float* results) const {
-        for (u32 rank = 0; rank < ranks; rank += lanes * 8) {
-            if (rank > 0) {
+    // sums += B times the shrunk activations, lora ranks `rank` to `rank + 15`.
+    __device__ void multiply(const uint4 (&b)[EACH][RANKS / 8], u32 rank, const float* staged,
+                             float (&sums)[EACH][ROWS]) const {
+        const u32 all = padded() * piece.pair.b_blocks;
+        const u32 outputs = piece.pair.outputs / piece.pair.b_blocks;
 #pragma unroll
-                for (int i = 0; i < LOADS; i++) b[i] = fetch(i, rank);
-            }
-            for (u32 first = 0; first < loads(); first += LOADS) {
+        for (u32 i = 0; i < RANKS / 8; i++) {
+            if (rank + i * 8 >= ranks) break;
 #pragma unroll
-                for (int i = 0; i < LOADS; i++) {
-                    if (first + i >= loads()) break;
-                    const uint4 now = b[i];
-                    b[i] = fetch(first + i + LOADS, rank);
-                    float sums[ROWS];
-                    multiply(now, first + i, rank, staged, sums);
-                    if (lane % lanes != 0) continue;
-                    float* to = results + column(first + i);
+            for (u32 column = 0; column < EACH; column++) {
+                if (!has(column)) continue;
+                float weights[8];
+                widen(weights, Pack<8, Element>{{b[column][i]}});
+                const float* from = staged + within(column) / outputs * padded() + rank + i * 8;
 #pragma unroll
-                    for (u32 r = 0; r < ROWS; r++, to += p.columns) {
-                        if (r >= piece.segment.rows) break;
-                        *to = rank > 0 ? *to + sums[r] : sums[r];
-                    }
+                for (u32 r = 0; r < ROWS; r++) {
+                    if (r >= piece.segment.rows) break;
+                    float shrunk[8];
+                    load(shrunk, from + r * all);
+#pragma unroll
+                    for (int n = 0; n < 8; n++) sums[column][r] += weights[n] * shrunk[n];
                 }
             }
         }
     }
 
-    __device__ void add(const float* results) const {
-        constexpr int EACH = 4;  // on their way at once
-        const u32 all = piece.segment.rows * p.columns;
-        auto place = [&](u32 i) {
-            const u64 row = piece.segment.row + i / p.columns;
-            return p.y + row * p.width + piece.output + i % p.columns;
-        };
-        auto exists = [&](u32 i) { return i < all && within(i % p.columns) < piece.pair.outputs; };
-        for (u32 first = threadIdx.x; first < all; first += EACH * THREADS) {
+    __device__ void add(const float (&sums)[EACH][ROWS]) const {
+#pragma unroll
+        for (u32 r = 0; r < ROWS; r++) {
+            if (r >= piece.segment.rows) break;
+            Element* y = p.y + static_cast<u64>(piece.segment.row + r) * p.width + piece.output +
+                         threadIdx.x;
             Element old[EACH];
 #pragma unroll
-            for (int n = 0; n < EACH; n++) {
-                const u32 i = first + n * THREADS;
-                if (exists(i)) old[n] = *place(i);
+            for (u32 column = 0; column < EACH; column++) {
+                if (has(column)) old[column] = y[column * THREADS];
             }
 #pragma unroll
-            for (int n = 0; n < EACH; n++) {
-                const u32 i = first + n * THREADS;
-                if (exists(i)) from_f32(*place(i), to_f32(old[n]) + results[i]);
+            for (u32 column = 0; column < EACH; column++) {
+                if (has(column)) from_f32(y[column * THREADS], to_f32(old[column]) + sums[column][r]);
             }
         }
     }
 
-    // `b` has the first loads; meanwhile it comes to hold those of `next`.
-    __device__ void run(uint4 (&b)[LOADS], const ExpandPiece* next, float* shared) const {
-        float* results = shared + ROWS * p.staged;
+    // `b` has the first lora ranks; meanwhile it comes to hold those of `next`.
+    __device__ void run(uint4 (&b)[EACH][RANKS / 8], const ExpandPiece* next, float* staged) const {
         __syncthreads();
-        stage(shared);
+        stage(staged);
         __syncthreads();
-        sum_up(b, shared, results);
-        if (next) Columns(p, *next).fetch_first(b);
-        __syncthreads();
-        if (piece.any) add(results);
+        float sums[EACH][ROWS] = {};
+        for (u32 rank = 0; rank < ranks; rank += RANKS) {
+            uint4 now[EACH][RANKS / 8];
+            memcpy(now, b, sizeof(now));
+            if (rank + RANKS < ranks) fetch_b(b, rank + RANKS);
+            multiply(now, rank, staged, sums);
+        }
+        if (next) Columns(p, *next).fetch_b(b, 0);
+        if (piece.any) add(sums);
     }
 };
 
 // B is on its way before the kernels that make h and y have ended.
 extern "C" __global__ void __launch_bounds__(THREADS, 2) lora_decode_expand(LoraDecodeParams p) {
-    extern __shared__ __align__(16) float shared[];  // [ROWS, staged], [ROWS, columns]
+    extern __shared__ __align__(16) float staged[];  // [ROWS, the most lora ranks of a pair]
     const u32 tiles = p.tile_end[p.targets - 1], items = *p.segment_count * tiles;
     bool waited = false;
     auto look_up = [&](u32 item) {
@@ -316,16 +282,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) lora_decode_expand(Lora
         const u32 first = target == 0 ? 0 : p.tile_end[target - 1];
         const Segment segment = p.segments[item / tiles];
         const LoraPair pair = p.pairs[segment.slot * p.targets + target];
-        return ExpandPiece{pair, segment, p.target_column[target] + (tile - first) * p.columns,
+        return ExpandPiece{pair, segment, p.target_column[target] + (tile - first) * COLUMNS,
                            pair.shrink_rank > 0 && pair.exchange == 0};
     };
     for_each_piece<ExpandPiece>(items, look_up, [&](const ExpandPiece* pieces, u32 count) {
-        uint4 b[LOADS];
-        Columns(p, pieces[0]).fetch_first(b);
+        uint4 b[EACH][RANKS / 8];
+        Columns(p, pieces[0]).fetch_b(b, 0);
         if (!waited) wait_for_previous();
         waited = true;
         for (u32 i = 0; i < count; i++) {
-            Columns(p, pieces[i]).run(b, i + 1 < count ? pieces + i + 1 : nullptr, shared);
+            Columns(p, pieces[i]).run(b, i + 1 < count ? pieces + i + 1 : nullptr, staged);
         }
     });
     if (!waited) wait_for_previous();

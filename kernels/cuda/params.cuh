@@ -174,12 +174,10 @@ struct LoraDecodeParams {
     Element* y;        // expand: [rows, width]
     float* h;          // [splits, rows, h_stride]
     u32 rows, width, h_stride, splits, shrink_tiles, targets;
-    u32 columns;  // expand: of a piece, a multiple of 256
-    u32 staged;   // expand: room for a row's shrunk activations, of one pair
     u32 tile_end[TARGETS_MAX];      // expand: tiles of columns up to the end of a target
     u32 target_column[TARGETS_MAX];  // where a target starts in the site's output row
 };
-static_assert(sizeof(LoraDecodeParams) == 152, "kernels/src/cuda/lora_decode.rs has the twin");
+static_assert(sizeof(LoraDecodeParams) == 144, "kernels/src/cuda/lora_decode.rs has the twin");
 
 struct LoraRowsParams {
     LoraParams lora;

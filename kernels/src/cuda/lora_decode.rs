@@ -35,13 +35,11 @@ pub struct LoraDecodeParams {
     splits: u32,
     shrink_tiles: u32,
     targets: u32,
-    columns: u32,
-    staged: u32,
     tile_end: [u32; TARGETS_MAX],
     target_column: [u32; TARGETS_MAX],
 }
 
-const _: () = assert!(size_of::<LoraDecodeParams>() == 152);
+const _: () = assert!(size_of::<LoraDecodeParams>() == 144);
 
 /// Up to [`TILE_RANKS`] rows of one A, as the kernel finds them; `rows` is 0 where there are none.
 #[repr(C)]
@@ -60,15 +58,9 @@ const _: () = assert!(size_of::<ShrinkTile>() == 32);
 // SAFETY: a field of 8 bytes and six of 4 fill its 32 bytes.
 unsafe impl Plain for ShrinkTile {}
 
-/// Lora ranks of a tile of shrink.
+/// Lora ranks of a tile of shrink, and output columns of one of expand.
 const TILE_RANKS: u32 = 8;
-
-/// Output columns of a piece of expand: few where there are few rows, to fill the card with them.
-const fn columns(rows: usize) -> usize {
-    if rows <= 8 { 256 } else { COLUMNS_MAX }
-}
-
-const COLUMNS_MAX: usize = 1024;
+const TILE_COLUMNS: usize = 1024;
 
 /// Bytes of an element: the kernels take no other.
 const SIXTEEN_BITS: u64 = 2;
@@ -82,8 +74,8 @@ const EXPAND_BLOCKS: usize = 2;
 pub const ROWS: usize = 8;
 
 /// Lora ranks of one pair that expand has room for, those of every diagonal block padded to a
-/// multiple of 8.
-pub const STAGED_MAX: usize = 1024;
+/// multiple of 8: shared memory that needs no leave.
+pub const STAGED_MAX: usize = (48 << 10) / (ROWS * size_of::<f32>());
 
 /// Inputs that make it worth while to cut a site's into one more part, and parts at most.
 const SPLIT_INPUTS: usize = 1024;
@@ -103,15 +95,8 @@ impl LoraDecode {
             return Ok(None);
         }
         let shrink = Kernel::new(programs, file, "lora_decode_shrink")?;
-        let expand = Kernel::new(programs, file, "lora_decode_expand")?;
-        let expand = expand.allow_shared(expand_shared_bytes(STAGED_MAX, COLUMNS_MAX))?;
-        Ok(Some(Self { shrink, expand }))
+        Ok(Some(Self { shrink, expand: Kernel::new(programs, file, "lora_decode_expand")? }))
     }
-}
-
-/// Shrunk activations of some rows, and what they add to the columns of a piece.
-fn expand_shared_bytes(staged: usize, columns: usize) -> usize {
-    ROWS * (staged + columns) * size_of::<f32>()
 }
 
 /// What decode needs to know about a site besides its pairs.
@@ -121,17 +106,27 @@ pub struct DecodeTable {
     slots: Vec<Vec<ShrinkTile>>,
     /// Tiles of the slot that has the most, of all that were ever loaded.
     tiles: usize,
-    /// Shrunk columns of a row, likewise; a multiple of 4.
+    /// Shrunk columns of a row, likewise: no more than [`crate::ops::Ops::shrunk_rows`] counts on.
     h_stride: usize,
     /// What expand stages of a row, likewise.
     staged: usize,
     splits: usize,
+    tile_end: [u32; TARGETS_MAX],
+    target_column: [u32; TARGETS_MAX],
     /// Whether all pairs ever loaded are cut as `lora_rows.cu` needs it.
     pub even: bool,
 }
 
 impl DecodeTable {
     pub fn new(stream: &Arc<CudaStream>, shape: &SiteShape) -> Result<Self> {
+        let (mut tile_end, mut target_column) = ([0; TARGETS_MAX], [0; TARGETS_MAX]);
+        let (mut end, mut column) = (0, 0);
+        for (target, outputs) in shape.targets.iter().enumerate() {
+            end += outputs.div_ceil(TILE_COLUMNS);
+            tile_end[target] = to_u32(end);
+            target_column[target] = to_u32(column);
+            column += outputs;
+        }
         Ok(Self {
             device: Memory::zeroed(stream, 0, "a table of adapters")?,
             slots: vec![Vec::new(); shape.slots],
@@ -139,6 +134,8 @@ impl DecodeTable {
             h_stride: 0,
             staged: 0,
             splits: (shape.input / SPLIT_INPUTS).clamp(1, SPLITS_MAX),
+            tile_end,
+            target_column,
             even: shape.input.is_multiple_of(8) && shape.output().is_multiple_of(COLUMNS),
         })
     }
@@ -165,7 +162,6 @@ impl DecodeTable {
         self.even &= pairs.iter().all(PairEntry::is_even);
         pairs.iter().for_each(|pair| add_tiles(pair, input, &mut tiles));
         let columns = tiles.iter().map(|tile| (tile.h + tile.rows) as usize).max().unwrap_or(0);
-        let columns = columns.next_multiple_of(4);
         let staged = pairs.iter().map(PairEntry::staged).max().unwrap_or(0);
         let grows = tiles.len() > self.tiles || columns > self.h_stride || staged > self.staged;
         self.h_stride = self.h_stride.max(columns);
@@ -212,26 +208,9 @@ impl DecodeTable {
             splits: to_u32(self.splits),
             shrink_tiles: to_u32(self.tiles),
             targets: to_u32(site.shape.targets.len()),
-            columns: 0,
-            staged: to_u32(self.staged),
-            tile_end: [0; TARGETS_MAX],
-            target_column: [0; TARGETS_MAX],
+            tile_end: self.tile_end,
+            target_column: self.target_column,
         }
-    }
-}
-
-impl LoraDecodeParams {
-    /// Cuts a site's output row into pieces of so many columns, none of two targets; says how many.
-    fn cut(&mut self, targets: &[usize], columns: usize) -> usize {
-        let (mut end, mut column) = (0, 0);
-        for (target, outputs) in targets.iter().enumerate() {
-            end += outputs.div_ceil(columns);
-            self.tile_end[target] = to_u32(end);
-            self.target_column[target] = to_u32(column);
-            column += outputs;
-        }
-        self.columns = to_u32(columns);
-        end
     }
 }
 
@@ -281,15 +260,15 @@ pub fn expand(device: &Device, h: &Buf, site: &Site, step: &Step, y: &mut Buf) -
     let Some(kernels) = device.kernels.lora_decode.as_ref().filter(|_| table.tiles > 0) else {
         return Ok(());
     };
-    let (width, columns) = (site.shape.output(), columns(step.rows));
-    let mut params = LoraDecodeParams {
+    let width = site.shape.output();
+    let params = LoraDecodeParams {
         y: y.address(device.dtype, step.rows * width),
         h: h.address(DType::F32, table.len(step.rows)),
         width: to_u32(width),
         ..table.params(site, step)
     };
-    let pieces = step.rows * params.cut(&site.shape.targets, columns);
+    let pieces = step.rows * table.tile_end[site.shape.targets.len() - 1] as usize;
     let grid = Grid::of(pieces.min(EXPAND_BLOCKS * device.processors), THREADS);
-    let shared_bytes = expand_shared_bytes(table.staged, columns);
+    let shared_bytes = ROWS * table.staged * size_of::<f32>();
     device.launch(&kernels.expand, grid.shared(shared_bytes), &params)
 }
