@@ -1,4 +1,4 @@
-//! A guest that looks at requests and chunks and changes nothing: what is left is the cost of asking.
+//! A guest that changes nothing: what is left is the cost of asking it.
 
 use drystone_sdk::prelude::*;
 
