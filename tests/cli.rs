@@ -75,6 +75,16 @@ fn every_deployment_in_configs_is_well_formed() {
 }
 
 #[test]
+fn plugins_are_those_that_the_deployments_pin() {
+    for name in ["demo.toml", "policies.toml"] {
+        let file = root().join("configs").join(name);
+        let output = run(&["check", "-c", file.to_str().unwrap()]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{name}: {said}");
+    }
+}
+
+#[test]
 fn a_taken_port_is_named() {
     let server = Server::demo(1);
     let address = server.url().replace("http://", "");
