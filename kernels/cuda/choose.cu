@@ -287,7 +287,7 @@ __device__ inline void pick_of_few(const Row& row, const Draw& draw, double all)
     if (threadIdx.x == 0) row.p.tokens[blockIdx.x] = ~static_cast<u32>(keys[drawn % count]);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) choose(ChooseParams p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) choose(ChooseParams p) {
     __shared__ double sums[WARPS];
     wait_for_previous();
     const Row row = {p};

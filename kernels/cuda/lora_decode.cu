@@ -151,6 +151,13 @@ constexpr u32 EACH = 4;                      // output columns of a thread
 constexpr u32 COLUMNS = THREADS * EACH;      // of a piece
 constexpr u32 RANKS = 16;                    // lora ranks on their way, of each column
 
+// Blocks that fit on a multiprocessor without spilled registers.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int EXPAND_RESIDENT = 1;
+#else
+constexpr int EXPAND_RESIDENT = 2;
+#endif
+
 // Some columns of one B, and the rows of y that they add to.
 struct ExpandPiece {
     LoraPair pair;
@@ -271,7 +278,7 @@ struct Columns {
 };
 
 // B is on its way before the kernels that make h and y have ended.
-extern "C" __global__ void __launch_bounds__(THREADS, 2) lora_decode_expand(LoraDecodeParams p) {
+extern "C" __global__ void __launch_bounds__(THREADS, EXPAND_RESIDENT) lora_decode_expand(LoraDecodeParams p) {
     extern __shared__ __align__(16) float staged[];  // [ROWS, the most lora ranks of a pair]
     const u32 tiles = p.tile_end[p.targets - 1], items = *p.segment_count * tiles;
     bool waited = false;
