@@ -89,6 +89,9 @@ fn described(trap: Trap, error: &wasmtime::Error) -> String {
     const FRAMES: usize = 8;
     let frames = error.downcast_ref::<wasmtime::WasmBacktrace>();
     let names = frames.into_iter().flat_map(|trace| trace.frames());
-    let names: Vec<_> = names.filter_map(|frame| frame.func_name()).take(FRAMES).collect();
+    let name = |frame: &wasmtime::FrameInfo| {
+        frame.func_name().map(|name| format!("{:#}", rustc_demangle::demangle(name)))
+    };
+    let names: Vec<_> = names.filter_map(name).take(FRAMES).collect();
     if names.is_empty() { trap.to_string() } else { format!("{trap} in {}", names.join(" < ")) }
 }
