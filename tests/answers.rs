@@ -8,7 +8,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use self::far::Far;
-use crate::policies::{ask, count, failures, misbehave, serve, until};
+use crate::policies::{ask, count, failures, serve, serve_misbehave, until};
 use crate::program::{Server, root, run};
 
 /// Secrets that are cut where a model's tokens could cut them.
@@ -189,10 +189,7 @@ fn shadows_are_compared_at_their_place_in_the_chain() {
 
 #[test]
 fn a_shadow_that_fails_is_counted_and_refuses_nothing() {
-    let folder = tempfile::tempdir().unwrap();
-    misbehave(&folder);
-    let server = serve(
-        folder,
+    let server = serve_misbehave(
         r#"
 [[plugin]]
 name = "shadow"
@@ -212,10 +209,7 @@ config = { command = "bad-index.admit" }
 fn completions_that_nobody_has_time_for_are_dropped_and_counted() {
     /// Beside those that wait, one is told and some more are while the rest arrive.
     const REQUESTS: usize = 1024 + 100;
-    let folder = tempfile::tempdir().unwrap();
-    misbehave(&folder);
-    let server = serve(
-        folder,
+    let server = serve_misbehave(
         r#"
 [[plugin]]
 name = "slow"

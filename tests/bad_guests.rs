@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::json;
 
-use crate::policies::{ask, failures, misbehave, serve, until};
+use crate::policies::{ask, failures, misbehave, serve, serve_misbehave, until};
 use crate::program::{Server, demo_deployment, root, run, without_plugins};
 
 /// What a guest does where, what that is called, and the status of the answer: by default, and with
@@ -131,10 +131,7 @@ fn a_stream_that_a_filter_fails_ends_with_an_error() {
 #[test]
 fn a_hundred_requests_at_a_policy_that_never_answers_all_get_an_answer() {
     const CALLERS: usize = 100;
-    let folder = tempfile::tempdir().unwrap();
-    misbehave(&folder);
-    let server = serve(
-        folder,
+    let server = serve_misbehave(
         r#"
 [[plugin]]
 name = "blocks"

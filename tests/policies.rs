@@ -25,6 +25,13 @@ pub fn misbehave(folder: &TempDir) {
     build(&root().join("tests/guests/misbehave"), &component);
 }
 
+/// The same with that guest beside the deployment, as `misbehave.wasm`.
+pub fn serve_misbehave(plugins: &str) -> Server {
+    let folder = tempfile::tempdir().unwrap();
+    misbehave(&folder);
+    serve(folder, plugins)
+}
+
 pub fn ask(server: &Server, model: &str) -> (u16, Value) {
     let message = json!({"role": "user", "content": "Hello"});
     let body = json!({"model": model, "messages": [message], "temperature": 0, "max_tokens": 8});
@@ -47,10 +54,7 @@ pub fn count(server: &Server, name: &str, labels: &[&str]) -> f64 {
 
 #[test]
 fn a_guest_that_misbehaves_costs_its_own_request_and_no_other() {
-    let folder = tempfile::tempdir().unwrap();
-    misbehave(&folder);
-    let server = serve(
-        folder,
+    let server = serve_misbehave(
         r#"
 [[plugin]]
 name = "misbehave"
@@ -80,10 +84,7 @@ breaker = { failures = 0 }
 
 #[test]
 fn what_a_failure_means_is_the_operators_choice() {
-    let folder = tempfile::tempdir().unwrap();
-    misbehave(&folder);
-    let server = serve(
-        folder,
+    let server = serve_misbehave(
         r#"
 [[plugin]]
 name = "opens"
@@ -113,10 +114,7 @@ config = { command = "trap" }
 
 #[test]
 fn a_plugin_that_fails_often_is_set_aside() {
-    let folder = tempfile::tempdir().unwrap();
-    misbehave(&folder);
-    let server = serve(
-        folder,
+    let server = serve_misbehave(
         r#"
 [[plugin]]
 name = "misbehave"
