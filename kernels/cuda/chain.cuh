@@ -4,12 +4,13 @@
 #pragma once
 
 // What the kernels before this one wrote may be read, and written, from here on. Every kernel calls
-// it, in every block: so whoever has waited knows that all before are done. The next kernel is let
-// in only now, so what it reads before its own wait may come from any but the one just before it.
+// it, in every block that writes: so whoever has waited knows that all before are done. The next
+// kernel is let in first, and may be followed by more: what they read before their own wait is
+// written by no kernel at all, such as weights and a step's index data.
 __device__ inline void wait_for_previous() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 

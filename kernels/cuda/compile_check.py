@@ -23,10 +23,11 @@ ELEMENTS = ["BF16", "F16", "F32"]
 TENSOR_CORES = {  # not compiled for f32
     "attention_decode.cu",
     "attention_tiles.cu",
-    "gemm_few.cu",
+    "gemm_stream.cu",
     "lora_decode.cu",
     "lora_rows.cu",
 }
+HOPPER = {"gemm_stream.cu"}  # not compiled for cards before it
 PREFILL_ONLY = {"attention_tiles.cu", "lora_rows.cu"}  # may spill
 
 
@@ -92,6 +93,7 @@ def main():
         for element in ELEMENTS
         for architecture in sys.argv[1:] or ARCHITECTURES
         if element != "F32" or source.name not in TENSOR_CORES
+        if architecture not in ("sm_80", "sm_89") or source.name not in HOPPER
     ]
 
     def check(job):

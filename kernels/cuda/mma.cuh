@@ -36,10 +36,14 @@ __device__ inline u32 transpose(u32 pair) {
 }
 
 // Four 8 x 8 matrices; lane l names row l % 8 of matrix l / 8.
-__device__ inline void load_matrices(u32 (&to)[4], const Element* row) {
+__device__ inline void load_matrices(u32 (&to)[4], u32 row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(shared_address(row)));
+                 : "r"(row));
+}
+
+__device__ inline void load_matrices(u32 (&to)[4], const Element* row) {
+    load_matrices(to, shared_address(row));
 }
 
 __device__ inline void load_transposed(u32 (&to)[4], const Element* row) {

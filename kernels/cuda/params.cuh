@@ -99,14 +99,29 @@ struct RopeKvStoreParams {
 };
 static_assert(sizeof(RopeKvStoreParams) == 96, "kernels/src/cuda/rope_kv_store.rs has the twin");
 
-struct GemmFewParams {
-    const Element* x;       // [rows, inputs]
-    const Element* weight;  // [outputs, inputs]
-    const void* bias;       // [outputs], or null; of the type of `out`
-    void* out;              // [rows, outputs]
-    u32 rows, inputs, outputs;
+
+// A matrix in device memory and the boxes of it that one bulk copy brings, side by side, made by the
+// driver (`cuTensorMapEncodeTiled`).
+struct alignas(128) TensorMap {
+    u64 words[16];
 };
-static_assert(sizeof(GemmFewParams) == 48, "kernels/src/cuda/gemm_few.rs has the twin");
+
+struct GemmStreamParams {
+    TensorMap weight;  // [outputs, inputs], boxes of `tile` rows
+    TensorMap x;       // [rows, inputs], boxes of as many rows as the kernel takes
+    const void* bias;  // [outputs], or null; of the type of `out`
+    void* out;         // [rows, outputs]
+    u32 rows, inputs, outputs;
+    u32 full;    // whether `out` is f32
+    u32 tile;    // outputs that a block takes at once: a multiple of 16
+    u32 boxes;   // of each operand in a stage of the ring
+    u32 stages;  // of the ring
+    u32 flight;  // stages whose weights are under way at once
+    u32 across;  // warps beside each other over a tile's outputs: 1, 2, 4 or 8
+    u32 ring;    // where in shared memory the ring is, in bytes from a multiple of 1024
+    u32 sums;    // and the warps' sums
+};
+static_assert(sizeof(GemmStreamParams) == 384, "kernels/src/cuda/gemm_stream.rs has the twin");
 
 struct AttentionParams {
     Index index;

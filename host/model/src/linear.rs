@@ -43,8 +43,9 @@ impl<O: Ops> ColumnLinear<O> {
         x: &O::Buf,
         y: &mut O::Buf,
     ) -> Result<()> {
+        self.lora.shrink(pass, x)?;
         pass.ops.gemm(x, &self.weight, self.bias.as_ref(), pass.rows, y)?;
-        self.lora.forward(pass, x, y)
+        self.lora.expand(pass, x, y)
     }
 }
 
@@ -81,8 +82,9 @@ impl<O: Ops> RowLinear<O> {
         x: &O::Buf,
         y: &mut O::Buf,
     ) -> Result<()> {
+        self.lora.shrink(pass, x)?;
         pass.ops.gemm(x, &self.weight, self.bias.as_ref(), pass.rows, y)?;
-        self.lora.forward(pass, x, y)?;
+        self.lora.expand(pass, x, y)?;
         Ok(pass.comm.all_reduce_sum(y, pass.rows * self.output, Purpose::Base)?)
     }
 }

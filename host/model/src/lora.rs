@@ -59,8 +59,20 @@ impl<O: Ops> LoraSite<O> {
         self.projections.iter().map(|projection| layer[projection.index()].as_ref())
     }
 
-    /// `y += expand(shrink(x))` for every row that has an adapter.
-    pub fn forward<C: Comm<O::Buf>>(
+    /// The part of `y += expand(shrink(x))` that needs `x` alone: where nothing is exchanged, it
+    /// comes before the base's product, whose weights are on their way meanwhile.
+    pub fn shrink<C: Comm<O::Buf>>(&self, pass: &mut Pass<'_, O, C>, x: &O::Buf) -> Result<()> {
+        let Pass { ops, step, shrunk: Some(Shrunk { own, .. }), .. } = pass else {
+            return Ok(());
+        };
+        if ops.lora_len(&self.site, step, Exchange::None) > 0 {
+            ops.lora_shrink(x, &self.site, step, Exchange::None, own)?;
+        }
+        Ok(())
+    }
+
+    /// The rest of it, after [`Self::shrink`] of the same `x`: for every row that has an adapter.
+    pub fn expand<C: Comm<O::Buf>>(
         &self,
         pass: &mut Pass<'_, O, C>,
         x: &O::Buf,
@@ -74,7 +86,9 @@ impl<O: Ops> LoraSite<O> {
             if elements == 0 {
                 continue;
             }
-            ops.lora_shrink(x, &self.site, step, exchange, own)?;
+            if exchange != Exchange::None {
+                ops.lora_shrink(x, &self.site, step, exchange, own)?;
+            }
             let h = match exchange {
                 Exchange::None => &*own,
                 Exchange::Gather => {

@@ -48,28 +48,17 @@ impl Device {
 
     /// Puts one launch on the stream. A grid with no blocks is no work.
     pub fn launch<P: Copy>(&self, kernel: &Kernel<P>, grid: Grid, params: &P) -> Result<()> {
-        let Grid { blocks, threads, shared_bytes } = grid;
-        if blocks.0 == 0 || blocks.1 == 0 || blocks.2 == 0 {
+        if grid.blocks.0 == 0 || grid.blocks.1 == 0 || grid.blocks.2 == 0 {
             return Ok(());
         }
         self.context.bind_to_thread().during("binding its context")?;
         let mut arguments = [ptr::from_ref(params).cast_mut().cast()];
-        let mut early = CUlaunchAttribute {
-            id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-            pad: [0; 4],
-            value: CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
-        };
+        let mut early = early();
         let config = CUlaunchConfig {
-            gridDimX: blocks.0,
-            gridDimY: blocks.1,
-            gridDimZ: blocks.2,
-            blockDimX: threads,
-            blockDimY: 1,
-            blockDimZ: 1,
-            sharedMemBytes: shared_bytes,
             hStream: self.stream.cu_stream(),
             attrs: &raw mut early,
             numAttrs: u32::from(self.chains),
+            ..grid.config()
         };
         let function = kernel.function.cu_function();
         // SAFETY: the kernel takes one struct by value, and `Kernel` says which. Its pointers are
@@ -89,6 +78,15 @@ impl Device {
     /// Waits for all that was launched.
     pub fn synchronize(&self) -> Result<()> {
         self.stream.synchronize().during("finishing what was launched")
+    }
+}
+
+/// Lets a launch begin before the one ahead of it has ended.
+fn early() -> CUlaunchAttribute {
+    CUlaunchAttribute {
+        id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        pad: [0; 4],
+        value: CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
     }
 }
 
@@ -114,6 +112,22 @@ impl Grid {
 
     pub fn shared(self, bytes: usize) -> Self {
         Self { shared_bytes: to_u32(bytes), ..self }
+    }
+
+    /// On the default stream and without attributes.
+    fn config(&self) -> CUlaunchConfig {
+        CUlaunchConfig {
+            gridDimX: self.blocks.0,
+            gridDimY: self.blocks.1,
+            gridDimZ: self.blocks.2,
+            blockDimX: self.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: self.shared_bytes,
+            hStream: ptr::null_mut(),
+            attrs: ptr::null_mut(),
+            numAttrs: 0,
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! `out = x weight^T (+ bias)`: few rows by `gemm_few.cu`, others by cuBLASLt, with a plan kept for
+//! `out = x weight^T (+ bias)`: few rows by `gemm_stream.cu`, others by cuBLASLt, with a plan kept for
 //! every shape met.
 //!
 //! Asking cuBLASLt for an algorithm takes longer than a small product, so the answer is kept; the
@@ -15,7 +15,7 @@ use cudarc::cublaslt::{result, sys};
 use crate::error::Result;
 
 use super::device::Device;
-use super::gemm_few::{GemmFew, GemmFewParams};
+use super::gemm_stream::GemmStream;
 use super::memory::{Buf, Memory};
 use super::status::During;
 use super::weight::Weight;
@@ -83,11 +83,10 @@ impl Gemm {
             bias,
             out: out.address(out_type, rows * outputs),
         };
-        if let Some(few) =
-            device.kernels.gemm_few.as_ref().filter(|_| GemmFew::takes(rows, inputs, outputs))
+        if let Some(stream) = &device.kernels.gemm_stream
+            && GemmStream::takes(rows, inputs)
         {
-            let params = GemmFewParams::new(&addresses, (rows, inputs, outputs));
-            return few.launch(device, out_type, &params);
+            return stream.launch(device, out_type, &addresses, (rows, inputs, outputs));
         }
         device.context.bind_to_thread().during("binding its context")?;
         if self.plans.len() >= PLANS_MAX {

@@ -7,7 +7,7 @@ use super::add_rms_norm::AddRmsNormParams;
 use super::attention::{AttentionParams, TensorCores};
 use super::device::Kernel;
 use super::embed::EmbedParams;
-use super::gemm_few::GemmFew;
+use super::gemm_stream::GemmStream;
 use super::head_norm::HeadNormParams;
 use super::lora::ByRows;
 use super::lora_decode::LoraDecode;
@@ -30,8 +30,8 @@ pub struct Kernels {
     pub attention_tensor: Vec<TensorCores>,
     pub choose: Kernel<ChooseParams>,
     pub embed: Kernel<EmbedParams>,
-    /// Not for f32.
-    pub gemm_few: Option<GemmFew>,
+    /// Not for f32, nor for cards before Hopper.
+    pub gemm_stream: Option<GemmStream>,
     pub head_norm: Kernel<HeadNormParams>,
     /// Not for f32.
     pub lora_decode: Option<LoraDecode>,
@@ -68,7 +68,7 @@ impl Kernels {
             attention_tensor: TensorCores::all(programs)?,
             choose: Kernel::new(programs, "choose", "choose")?,
             embed: Kernel::new(programs, "embed", "embed")?,
-            gemm_few: GemmFew::new(programs)?,
+            gemm_stream: GemmStream::new(programs)?,
             head_norm: Kernel::new(programs, "head_norm", "head_norm")?,
             lora_decode: LoraDecode::new(programs)?,
             lora_expand: by_rows("lora_expand", "lora_expand_1", "lora_expand_8")?,

@@ -26,7 +26,7 @@ mod rms_norm;
 mod add;
 mod add_rms_norm;
 mod gemm;
-mod gemm_few;
+mod gemm_stream;
 mod head_norm;
 mod cache;
 mod rope_kv_store;

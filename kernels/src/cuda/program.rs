@@ -37,25 +37,30 @@ macro_rules! embedded {
 }
 
 const HEADERS: &[Source] = embedded!(
-    ".cuh": "attention", "chain", "element", "lora", "mma", "paged", "params", "peer", "reduce"
+    ".cuh": "attention", "bulk", "chain", "element", "lora", "mma", "paged", "params", "peer", "reduce"
 );
 
 const SOURCES: &[Source] = embedded!(
     ".cu": "add", "add_rms_norm", "attention_decode", "attention_rows",
-    "attention_tiles", "choose", "embed", "gemm_few", "head_norm", "lora_decode", "lora_expand",
+    "attention_tiles", "choose", "embed", "gemm_stream", "head_norm", "lora_decode", "lora_expand",
     "lora_rows", "lora_shrink", "peer_gather", "peer_reduce", "pick_rows", "rms_norm",
     "rope_kv_store", "silu_mul"
 );
 
 /// Compiled for tensor cores, which do not multiply f32.
 const SIXTEEN_BIT_ONLY: &[&str] =
-    &["attention_decode", "attention_tiles", "gemm_few", "lora_decode", "lora_rows"];
+    &["attention_decode", "attention_tiles", "gemm_stream", "lora_decode", "lora_rows"];
+
+/// Need bulk copies and clusters: compute capability 9.0.
+const HOPPER_ONLY: &[&str] = &["gemm_stream"];
 
 /// Where a program runs and what it computes with.
 #[derive(Clone, Debug)]
 pub struct Target {
     /// As `nvcc -arch` takes it: `sm_90a`.
     pub architecture: String,
+    /// Whether it has bulk copies and clusters of blocks (compute capability 9.0 on).
+    pub copies: bool,
     /// The element type of activations and weights.
     pub dtype: DType,
 }
@@ -65,7 +70,13 @@ impl Target {
     /// only their own architecture name unlocks.
     pub fn new((major, minor): (i32, i32), dtype: DType) -> Self {
         let own = if matches!((major, minor), (9, 0) | (10, 0)) { "a" } else { "" };
-        Self { architecture: format!("sm_{major}{minor}{own}"), dtype }
+        let architecture = format!("sm_{major}{minor}{own}");
+        Self { architecture, copies: major >= 9, dtype }
+    }
+
+    fn compiles(&self, source: &Source) -> bool {
+        (self.dtype != DType::F32 || !SIXTEEN_BIT_ONLY.contains(&source.name))
+            && (self.copies || !HOPPER_ONLY.contains(&source.name))
     }
 
     fn options(&self) -> [String; 3] {
@@ -85,9 +96,6 @@ impl Programs {
     /// All kernels for `target`: from the folder `cache` where it has them, else compiled and put
     /// there.
     pub fn load(context: &Arc<CudaContext>, target: &Target, cache: Option<&Path>) -> Result<Self> {
-        let fits = |source: &&Source| {
-            target.dtype != DType::F32 || !SIXTEEN_BIT_ONLY.contains(&source.name)
-        };
         let load = |source: &'static Source| -> Result<_> {
             let binary = Ptx::from_binary(cached(source, target, cache)?);
             let from = cache.map_or_else(String::new, |from| format!(" from {}", from.display()));
@@ -95,7 +103,7 @@ impl Programs {
             Ok((source.name, context.load_module(binary).during(&what)?))
         };
         thread::scope(|scope| {
-            let sources = SOURCES.iter().filter(fits);
+            let sources = SOURCES.iter().filter(|source| target.compiles(source));
             let threads: Vec<_> = sources.map(|source| scope.spawn(move || load(source))).collect();
             let loaded = threads.into_iter().map(|thread| {
                 thread.join().expect("a compiling thread does not panic: this is a bug")
@@ -104,7 +112,7 @@ impl Programs {
         })
     }
 
-    /// The module of one source file; `None` if it is not compiled for this element type.
+    /// The module of one source file; `None` if it is not compiled for this target.
     pub fn module(&self, name: &str) -> Option<&Arc<CudaModule>> {
         self.0.iter().find(|(held, _)| *held == name).map(|(_, module)| module)
     }

@@ -5,8 +5,9 @@ use kernels::ops::{Ops, Precision, WeightView};
 
 use crate::bench::{Bench, Case, elements, poisoned, poisoned_as, upload, weight};
 
-/// Rows, inputs, outputs: single ones, every tile height, ends inside panels, lines and tiles.
-const SHAPES: [(usize, usize, usize); 19] = [
+/// Rows, inputs, outputs: single ones, every tile height, ends inside panels, lines and tiles, and
+/// enough inputs and outputs to go round a GPU's rings and multiprocessors more than once.
+const SHAPES: [(usize, usize, usize); 24] = [
     (5, 72, 3100),
     (12, 200, 3100),
     (1, 1, 1),
@@ -26,6 +27,11 @@ const SHAPES: [(usize, usize, usize); 19] = [
     (23, 257, 130),
     (64, 320, 112),
     (70, 1100, 79),
+    (1, 4096, 300),
+    (6, 2048, 1280),
+    (13, 1088, 5000),
+    (16, 64, 34500),
+    (33, 1024, 700),
 ];
 
 pub fn check<O: Ops>(bench: &mut Bench<O>) {

@@ -1,0 +1,58 @@
+// Copies that run by themselves (Hopper's tensor copy engine), and the barriers that tell of them:
+// a barrier's phase ends when all who must have arrived and all bytes that were announced are there.
+#pragma once
+
+#include "mma.cuh"
+#include "params.cuh"
+
+// Boxes are 64 elements of 16 bits wide, and lie in shared memory in rows of 128 bytes whose eight
+// parts of 16 are swapped: part c of row r is at c ^ (r % 8).
+constexpr u32 BOX_WIDTH = 64, BOX_ROW_BYTES = 128;
+
+// Where 16 bytes of a row of a box are: part `part` of row `row`.
+__device__ inline u32 place_in_box(u32 row, u32 part) {
+    return row * BOX_ROW_BYTES + (part ^ row % 8) * 16;
+}
+
+__device__ inline void init_barrier(u32 barrier, u32 arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals));
+}
+
+// Whoever copies sees the barriers as they were made.
+__device__ inline void show_barriers() {
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+__device__ inline void arrive(u32 barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// Arrives, and announces bytes that copies will bring.
+__device__ inline void announce(u32 barrier, u32 bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+                 : "memory");
+}
+
+// Waits for the end of the phase with this parity.
+__device__ inline void wait_phase(u32 barrier, u32 parity) {
+    u32 over;
+    do {
+        asm volatile("{\n"
+                     ".reg .pred over;\n"
+                     "mbarrier.try_wait.parity.shared::cta.b64 over, [%1], %2;\n"
+                     "selp.u32 %0, 1, 0, over;\n"
+                     "}"
+                     : "=r"(over)
+                     : "r"(barrier), "r"(parity)
+                     : "memory");
+    } while (over == 0);
+}
+
+// Starts copying boxes from a row on and from the 64 columns `box` on; what lies outside of the
+// matrix is zeros.
+__device__ inline void copy_boxes(u32 to, const TensorMap& from, u32 row, u32 box, u32 barrier) {
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(to),
+                 "l"(&from), "r"(0), "r"(row), "r"(box), "r"(barrier)
+                 : "memory");
+}

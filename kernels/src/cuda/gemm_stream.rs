@@ -1,0 +1,213 @@
+//! Launches `gemm_stream.cu`: products of few rows, whose weights stream from memory.
+
+use contract::tensor::DType;
+use cudarc::driver::sys::{
+    self, CUtensorMap, CUtensorMapDataType, CUtensorMapFloatOOBfill, CUtensorMapInterleave,
+    CUtensorMapL2promotion, CUtensorMapSwizzle,
+};
+
+use crate::error::Result;
+
+use super::device::{Device, Grid, Kernel, to_u32};
+use super::gemm::Addresses;
+use super::program::Programs;
+use super::status::During;
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct GemmStreamParams {
+    weight: CUtensorMap,
+    x: CUtensorMap,
+    bias: u64,
+    out: u64,
+    rows: u32,
+    inputs: u32,
+    outputs: u32,
+    full: u32,
+    tile: u32,
+    boxes: u32,
+    stages: u32,
+    flight: u32,
+    across: u32,
+    ring: u32,
+    sums: u32,
+}
+
+const _: () = assert!(size_of::<GemmStreamParams>() == 384);
+
+/// Rows that each kernel takes at most. With more, cuBLASLt is faster.
+const ROWS: [(usize, &str); 2] = [(8, "gemm_stream_8"), (16, "gemm_stream_16")];
+
+/// Warps that multiply, and threads of a block with the two warps that copy.
+const WARPS: usize = 8;
+const THREADS: u32 = 320;
+
+/// Outputs of a unit of work, units of a warp, and units of a block's tile at most: a box has no
+/// more rows.
+const UNIT: usize = 16;
+const UNITS_OF_WARP: usize = 2;
+const UNITS_MAX: usize = 16;
+
+/// Inputs of a box and bytes of its rows.
+const BOX: usize = 64;
+const BOX_ROW_BYTES: usize = 128;
+
+/// Boxes of a stage at most, and weights of a stage that are worth no more boxes.
+const BOXES_MAX: usize = 4;
+const STAGE_BYTES: usize = 16 << 10;
+const STAGES_MAX: usize = 16;
+
+/// Weights of a block that are under way at once. Fewer leave bandwidth unused; more make the
+/// loads of the kernels before it wait for up to 6 us (docs/performance.md).
+const FLIGHT_BYTES: usize = 64 << 10;
+
+/// Room for barriers, and before them for the start to be aligned.
+const BARRIERS_BYTES: usize = 1024;
+
+/// Sums of a row of a warp's outputs, with what parts the banks.
+const SUMS_STRIDE: usize = 36;
+
+/// Shared memory of a block: what is left of a multiprocessor's serves the kernels beside it.
+const SHARED_BYTES: usize = 200 << 10;
+
+/// The kernels, by rows.
+pub struct GemmStream(Vec<(usize, Kernel<GemmStreamParams>)>);
+
+impl GemmStream {
+    /// `None` where they are not compiled.
+    pub fn new(programs: &Programs) -> Result<Option<Self>> {
+        let file = "gemm_stream";
+        if programs.module(file).is_none() {
+            return Ok(None);
+        }
+        let kernel = |(rows, name)| {
+            Ok((rows, Kernel::new(programs, file, name)?.allow_shared(SHARED_BYTES)?))
+        };
+        Ok(Some(Self(ROWS.into_iter().map(kernel).collect::<Result<_>>()?)))
+    }
+
+    /// Whether a product is one for these kernels.
+    pub fn takes(rows: usize, inputs: usize) -> bool {
+        rows <= ROWS[ROWS.len() - 1].0 && inputs.is_multiple_of(BOX)
+    }
+
+    pub fn launch(
+        &self,
+        device: &Device,
+        out: DType,
+        at: &Addresses,
+        (rows, inputs, outputs): (usize, usize, usize),
+    ) -> Result<()> {
+        let kernel = self.0.iter().find(|(most, _)| rows <= *most);
+        let (most, kernel) = kernel.expect("asked for a product of too many rows: this is a bug");
+        let cut = Cut::new(device.processors, *most, outputs);
+        let params = GemmStreamParams {
+            weight: map(device.dtype, at.weight, (outputs, inputs), (cut.tile, cut.boxes))?,
+            x: map(device.dtype, at.x, (rows, inputs), (*most, cut.boxes))?,
+            bias: at.bias.unwrap_or(0),
+            out: at.out,
+            rows: to_u32(rows),
+            inputs: to_u32(inputs),
+            outputs: to_u32(outputs),
+            full: u32::from(out == DType::F32),
+            tile: to_u32(cut.tile),
+            boxes: to_u32(cut.boxes),
+            stages: to_u32(cut.stages),
+            flight: to_u32(cut.flight),
+            across: to_u32((cut.tile / UNIT).div_ceil(UNITS_OF_WARP).next_power_of_two()),
+            ring: to_u32(BARRIERS_BYTES),
+            sums: to_u32(cut.sums),
+        };
+        let grid = Grid::of(cut.blocks, THREADS).shared(SHARED_BYTES);
+        device.launch(kernel, grid, &params)
+    }
+}
+
+/// How one product is shared among a device's blocks, and how a block uses its shared memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Cut {
+    blocks: usize,
+    /// Outputs that a block takes at once.
+    tile: usize,
+    /// Boxes of each operand in a stage of the ring.
+    boxes: usize,
+    stages: usize,
+    /// Stages under way at once.
+    flight: usize,
+    /// Where the warps' sums go, in bytes from the start.
+    sums: usize,
+}
+
+impl Cut {
+    /// All blocks read as much, up to 16 outputs.
+    fn new(processors: usize, rows: usize, outputs: usize) -> Self {
+        let units = outputs.div_ceil(UNIT).div_ceil(processors);
+        let tile = units.div_ceil(units.div_ceil(UNITS_MAX)) * UNIT;
+        let blocks = outputs.div_ceil(tile).min(processors);
+        let boxes = (STAGE_BYTES / (tile * BOX_ROW_BYTES)).clamp(1, BOXES_MAX);
+        let weight = boxes * tile * BOX_ROW_BYTES;
+        let stage = weight + boxes * rows * BOX_ROW_BYTES;
+        let sums = WARPS * rows * SUMS_STRIDE * size_of::<f32>();
+        let room = SHARED_BYTES - 2 * BARRIERS_BYTES;
+        // Behind its only tile, a block has no use for the ring.
+        let alone = outputs.div_ceil(tile) <= blocks;
+        let stages = (if alone { room } else { room - sums } / stage).min(STAGES_MAX);
+        let sums = BARRIERS_BYTES + if alone { 0 } else { stages * stage };
+        Self { blocks, tile, boxes, stages, flight: (FLIGHT_BYTES / weight).max(1), sums }
+    }
+}
+
+/// A matrix of which boxes of so many rows are copied, so many side by side at once.
+fn map(
+    dtype: DType,
+    address: u64,
+    (rows, cols): (usize, usize),
+    (box_rows, boxes): (usize, usize),
+) -> Result<CUtensorMap> {
+    let element = match dtype {
+        DType::Bf16 => CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        _ => CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+    };
+    let dims = [BOX as u64, rows as u64, (cols / BOX) as u64];
+    let strides = [cols, BOX].map(|elements| (elements * dtype.bytes()) as u64);
+    let (sides, apart) = ([BOX, box_rows, boxes].map(to_u32), [1, 1, 1]);
+    let mut map = CUtensorMap { opaque: [0; 16] };
+    // SAFETY: all arrays have as many entries as the matrix has dimensions, or one less of strides.
+    let made = unsafe {
+        sys::cuTensorMapEncodeTiled(
+            &raw mut map,
+            element,
+            3,
+            address as *mut _,
+            dims.as_ptr(),
+            strides.as_ptr(),
+            sides.as_ptr(),
+            apart.as_ptr(),
+            CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+            CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+            CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+    };
+    made.result().during("describing a matrix to be copied in boxes")?;
+    Ok(map)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_block_reads_as_much_as_the_others() {
+        let cut = |rows, outputs| Cut::new(132, rows, outputs);
+        let o = Cut { blocks: 128, tile: 32, boxes: 4, stages: 9, flight: 4, sums: 1024 };
+        assert_eq!(cut(8, 4096), o);
+        let gate_up = Cut { blocks: 128, tile: 224, boxes: 1, stages: 6, flight: 2, sums: 1024 };
+        assert_eq!(cut(16, 28672), gate_up);
+        // More than one tile each: sums have a place of their own.
+        let sums = 1024 + 5 * 33792;
+        let head = Cut { blocks: 132, tile: 256, boxes: 1, stages: 5, flight: 2, sums };
+        assert_eq!(cut(8, 128_256), head);
+        assert_eq!(cut(8, 5).blocks, 1);
+    }
+}
