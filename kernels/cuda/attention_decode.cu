@@ -1,5 +1,5 @@
 // out = sum of softmax(scale * query . key) * value over the positions that one row sees, on tensor
-// cores: decode of 16-bit models.
+// cores: decode of 16-bit models. Where it is given angles, it first does what rope_kv_store.cu does.
 // Up to 8 query heads that share a key/value head are the columns of both products, so that keys
 // and values are read once for all of them: S^T = K Q^T, and O^T = V^T P^T. Keys and values go from
 // memory to registers, 16 bytes a lane, as they lie: a product does not mind in which order it
@@ -24,6 +24,67 @@ __device__ inline void interleave(u32 a, u32 b, u32& low, u32& high) {
     high = __byte_perm(a, b, 0x7632);
 }
 
+// Whether both halves of a pair of elements that are rotated together are one lane's.
+template <int DIM>
+__device__ constexpr bool turns() {
+    return DIM % 64 == 0;
+}
+
+// Queries, keys and values of a row.
+template <int DIM>
+__device__ inline const Element* row_of(const AttentionParams& p, u32 row) {
+    return p.qkv + static_cast<u64>(row) * (p.query_heads + 2 * p.key_heads) * DIM;
+}
+
+template <int DIM>
+__device__ inline const float* angles_of(const AttentionParams& p, u32 row) {
+    return p.table + static_cast<u64>(p.index.positions[row]) * DIM;
+}
+
+// Rotates 8 pairs of elements by their angles, as rope_kv_store.cu does.
+__device__ inline void turn(Pack<8, Element>& first, Pack<8, Element>& second, const float* cosines,
+                            u32 half) {
+    float x[8], y[8], cos[8], sin[8], low[8], high[8];
+    widen(x, first);
+    widen(y, second);
+    load(cos, cosines);
+    load(sin, cosines + half);
+#pragma unroll
+    for (int n = 0; n < 8; n++) {
+        low[n] = x[n] * cos[n] - y[n] * sin[n];
+        high[n] = y[n] * cos[n] + x[n] * sin[n];
+    }
+    first.raw.words = uint4{pair_of(low[0], low[1]), pair_of(low[2], low[3]),
+                            pair_of(low[4], low[5]), pair_of(low[6], low[7])};
+    second.raw.words = uint4{pair_of(high[0], high[1]), pair_of(high[2], high[3]),
+                             pair_of(high[4], high[5]), pair_of(high[6], high[7])};
+}
+
+// Rotates the row's own key, and writes key and value to where the block finds them with the others.
+// Blocks that share them write the same.
+template <int DIM>
+__device__ inline void keep_own(const AttentionParams& p, const Task& task, const Span& span) {
+    const u32 position = p.index.positions[task.row];
+    if (task.chunk.end != position + 1) return;
+    const u64 at = static_cast<u64>(
+                       place(p.index, span, position, p.block_tokens, p.key_heads, task.key_head)) * DIM;
+    const Element* key = row_of<DIM>(p, task.row) + (p.query_heads + task.key_head) * DIM;
+    const Element* value = key + p.key_heads * DIM;
+    constexpr u32 TURNS = DIM / 16, COPIES = DIM / 8;  // threads
+    static_assert(TURNS + COPIES <= THREADS, "8 elements a thread");
+    if (threadIdx.x < TURNS) {
+        const u32 i = threadIdx.x * 8;
+        Pack<8, Element> low = fetch<8>(key + i), high = fetch<8>(key + DIM / 2 + i);
+        turn(low, high, angles_of<DIM>(p, task.row) + i, DIM / 2);
+        *reinterpret_cast<uint4*>(p.keys + at + i) = low.raw.words;
+        *reinterpret_cast<uint4*>(p.keys + at + DIM / 2 + i) = high.raw.words;
+    } else if (threadIdx.x < TURNS + COPIES) {
+        const u32 i = (threadIdx.x - TURNS) * 8;
+        *reinterpret_cast<uint4*>(p.values + at + i) = fetch<8>(value + i).raw.words;
+    }
+    __syncthreads();
+}
+
 template <int DIM>
 struct Decode {
     static constexpr int STEPS = DIM / 16;  // products that a score takes
@@ -36,14 +97,23 @@ struct Decode {
 
     __device__ Decode(const AttentionParams& p, const Task& task) {
         const u32 g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-        const u64 fused = static_cast<u64>(p.query_heads + 2 * p.key_heads) * DIM;
-        const Element* from = p.qkv + task.row * fused + (task.query_head + g) * DIM + t * 8;
+        const Element* from = row_of<DIM>(p, task.row) + (task.query_head + g) * DIM + t * 8;
+        Pack<8, Element> raw[DIM / 32] = {};
 #pragma unroll
-        for (int step = 0; step < STEPS; step += 2) {
-            uint4 raw = {};
-            if (g < task.heads) raw = fetch<8>(from + step * 16).raw.words;
-            query[step][0] = raw.x, query[step][1] = raw.y;
-            query[step + 1][0] = raw.z, query[step + 1][1] = raw.w;
+        for (int i = 0; i < DIM / 32; i++) {
+            if (g < task.heads) raw[i] = fetch<8>(from + i * 32);
+        }
+        if constexpr (turns<DIM>()) {
+#pragma unroll
+            for (int i = 0; i < DIM / 64 && p.table; i++) {
+                turn(raw[i], raw[i + DIM / 64], angles_of<DIM>(p, task.row) + i * 32 + t * 8, DIM / 2);
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < DIM / 32; i++) {
+            const uint4 words = raw[i].raw.words;
+            query[2 * i][0] = words.x, query[2 * i][1] = words.y;
+            query[2 * i + 1][0] = words.z, query[2 * i + 1][1] = words.w;
         }
         largest[0] = largest[1] = minus_infinity();
         total[0] = total[1] = 0.0f;
@@ -207,6 +277,9 @@ __device__ void attend(const AttentionParams& p) {
         if (tile == 0) slot = brought;
     }
     wait_for_previous();
+    if constexpr (turns<DIM>()) {
+        if (p.table) keep_own<DIM>(p, task, span);
+    }
     Decode<DIM> decode(p, task);
     for (u32 first = begin; first < end; first += TILE) {
         if (first > begin) slot = slot_of(p, task, span, first);

@@ -24,7 +24,8 @@ TENSOR_CORES = {  # not compiled for f32
     "attention_decode.cu",
     "attention_tiles.cu",
     "gemm_stream.cu",
-    "lora_decode.cu",
+    "lora_decode_expand.cu",
+    "lora_decode_shrink.cu",
     "lora_rows.cu",
 }
 HOPPER = {"gemm_stream.cu"}  # not compiled for cards before it

@@ -13,7 +13,7 @@ constexpr u32 SHRINK_ROWS = 32;  // of a segment
 constexpr int AHEAD = 2;         // steps of 32 inputs on their way
 
 // The part of one warp: rows g, g + 8, g + 16, g + 24 of 32, and lora rank g of every tile, in the
-// layout of lora_decode.cu.
+// layout of lora_decode_shrink.cu.
 struct Warp {
     const LoraRowsParams& p;
     const Segment segment;

@@ -126,8 +126,9 @@ static_assert(sizeof(GemmStreamParams) == 384, "kernels/src/cuda/gemm_stream.rs 
 struct AttentionParams {
     Index index;
     const Element* qkv;
-    const Element* keys;
-    const Element* values;
+    const float* table;  // angles, where queries and keys are still to be rotated; or null
+    Element* keys;
+    Element* values;
     Element* out;    // [rows, query_heads * dim]
     const u32* work;  // what each block works on; see the kernels
     float* partials;  // [work, key heads, parts, chunks, heads of a part, 2 + dim]
@@ -137,7 +138,7 @@ struct AttentionParams {
     float scale;  // of products, for powers of two
     u32 first;    // the first row where `work` is null
 };
-static_assert(sizeof(AttentionParams) == 128, "kernels/src/cuda/attention.rs has the twin");
+static_assert(sizeof(AttentionParams) == 136, "kernels/src/cuda/attention.rs has the twin");
 
 constexpr u32 TARGETS_MAX = 8;
 
@@ -189,10 +190,12 @@ struct LoraDecodeParams {
     Element* y;        // expand: [rows, width]
     float* h;          // [splits, rows, h_stride]
     u32 rows, width, h_stride, splits, shrink_tiles, targets;
-    u32 tile_end[TARGETS_MAX];      // expand: tiles of columns up to the end of a target
+    u32 columns;  // expand: of a tile
+    u32 staged;   // expand: shrunk activations of a row that there is room for
+    u32 tile_end[TARGETS_MAX];       // expand: tiles up to the end of a target
     u32 target_column[TARGETS_MAX];  // where a target starts in the site's output row
 };
-static_assert(sizeof(LoraDecodeParams) == 144, "kernels/src/cuda/lora_decode.rs has the twin");
+static_assert(sizeof(LoraDecodeParams) == 152, "kernels/src/cuda/lora_decode.rs has the twin");
 
 struct LoraRowsParams {
     LoraParams lora;

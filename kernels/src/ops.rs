@@ -261,6 +261,21 @@ pub trait Ops: Send + 'static {
         out: &mut Self::Buf,
     ) -> Result<()>;
 
+    /// [`Ops::rope_kv_store`] and then [`Ops::attention`]: what is left in `qkv` is the backend's own
+    /// affair.
+    fn rope_attention(
+        &mut self,
+        qkv: &mut Self::Buf,
+        heads: &Heads,
+        table: &Self::Weight,
+        step: &Self::Step,
+        cache: &mut Self::Cache,
+        out: &mut Self::Buf,
+    ) -> Result<()> {
+        self.rope_kv_store(qkv, heads, table, step, cache)?;
+        self.attention(qkv, heads, step, cache, out)
+    }
+
     /// `out = silu(gate) * up`, rows of `gate_up` are `[gate(width) | up(width)]`.
     fn silu_mul(
         &mut self,

@@ -55,9 +55,9 @@ impl<O: Ops> Attention<O> {
             let norm = HeadNorm { queries, keys, eps: *eps };
             pass.ops.head_norm(&mut act.fused, &self.heads, &norm, pass.rows)?;
         }
-        let (heads, step) = (&self.heads, pass.step);
-        pass.ops.rope_kv_store(&mut act.fused, heads, pass.rope, step, &mut self.cache)?;
-        pass.ops.attention(&act.fused, heads, step, &self.cache, &mut act.inner)?;
+        let (heads, cache, Activations { fused, inner, .. }) =
+            (&self.heads, &mut self.cache, &mut *act);
+        pass.ops.rope_attention(fused, heads, pass.rope, pass.step, cache, inner)?;
         self.output.forward(pass, &act.inner, &mut act.hidden)
     }
 }

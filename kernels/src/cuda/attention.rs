@@ -15,12 +15,14 @@ use super::device::{Device, Grid, Kernel, to_u32};
 use super::memory::{Buf, Memory};
 use super::program::Programs;
 use super::step::{Index, Step, Work};
+use super::weight::Weight;
 
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct AttentionParams {
     index: Index,
     qkv: u64,
+    table: u64,
     keys: u64,
     values: u64,
     out: u64,
@@ -37,7 +39,7 @@ pub struct AttentionParams {
     padding: u32,
 }
 
-const _: () = assert!(size_of::<AttentionParams>() == 128);
+const _: () = assert!(size_of::<AttentionParams>() == 136);
 
 /// Rows that `attention_tiles.cu` takes at once.
 pub const ROWS_OF_TILE: usize = 64;
@@ -133,8 +135,17 @@ impl Scratch {
 /// The buffers of one call.
 pub struct Operands<'a> {
     pub qkv: &'a Buf,
+    /// Angles, where queries and keys are still to be rotated and kept: [`rotates`] says when.
+    pub table: Option<&'a Weight>,
     pub cache: &'a Cache,
     pub out: &'a mut Buf,
+}
+
+/// Whether attention of this step rotates queries and keys by itself: where all rows are alone in
+/// their sequence, and the pairs of a head that belong together come to the same lane.
+pub fn rotates(device: &Device, heads: &Heads, step: &Step) -> bool {
+    let tensor = device.kernels.attention_tensor.iter().any(|kernels| kernels.dim == heads.dim);
+    tensor && heads.dim.is_multiple_of(64) && step.tiles.count == 0
 }
 
 pub fn attention(
@@ -164,11 +175,12 @@ fn params(
     device: &Device,
     heads: &Heads,
     step: &Step,
-    Operands { qkv, cache, out }: &Operands<'_>,
+    Operands { qkv, table, cache, out }: &Operands<'_>,
 ) -> AttentionParams {
     AttentionParams {
         index: step.index,
         qkv: qkv.address(device.dtype, step.rows * heads.fused()),
+        table: table.map_or(0, Weight::floats),
         keys: cache.keys(),
         values: cache.values(),
         out: out.address(device.dtype, step.rows * heads.queries * heads.dim),

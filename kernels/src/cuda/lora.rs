@@ -262,7 +262,7 @@ impl PairEntry {
         self.a + u64::from(rank) * u64::from(inputs) * element_bytes
     }
 
-    /// Lora ranks that expand stages, those of every diagonal block padded to a multiple of 8.
+    /// Lora ranks that expand stages: those of a diagonal block are 16 or a multiple of 32.
     pub fn staged(&self) -> usize {
         staged(self.expand_rank as usize, self.b_blocks as usize)
     }
@@ -281,7 +281,8 @@ impl PairEntry {
 
 fn staged(rank: usize, blocks: usize) -> usize {
     // An entry of zeros is no pair.
-    (rank / blocks.max(1)).next_multiple_of(8) * blocks
+    let own = rank / blocks.max(1);
+    blocks * if own <= 16 { 16 } else { own.next_multiple_of(32) }
 }
 
 /// Refuses pairs whose shrunk activations the kernels have no room for.
@@ -295,7 +296,8 @@ fn fits(loaded: &SlotPairs<'_>) -> Result<()> {
     let shapes = loaded.pairs.iter().flatten().map(|pair| &pair.shape);
     let staged = shapes.map(|shape| staged(shape.expand_rank, shape.b_blocks)).max().unwrap_or(0);
     if staged > STAGED_MAX {
-        let why = format!("a lora rank of {staged}, its diagonal blocks padded to multiples of 8");
+        let why =
+            format!("a lora rank of {staged}, its diagonal blocks padded to 16 or multiples of 32");
         return Err(Error::Unfit(format!("{why}: up to {STAGED_MAX} would do")));
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! Launches `lora_decode.cu`: shrink and expand of steps that graphs serve.
+//! Launches `lora_decode_shrink.cu` and `lora_decode_expand.cu`: steps that graphs serve.
 //!
 //! A launch is sized by what is loaded at the site, not by what the batch names, so that it can be
 //! recorded once for every mix of adapters.
@@ -35,11 +35,13 @@ pub struct LoraDecodeParams {
     splits: u32,
     shrink_tiles: u32,
     targets: u32,
+    columns: u32,
+    staged: u32,
     tile_end: [u32; TARGETS_MAX],
     target_column: [u32; TARGETS_MAX],
 }
 
-const _: () = assert!(size_of::<LoraDecodeParams>() == 144);
+const _: () = assert!(size_of::<LoraDecodeParams>() == 152);
 
 /// Up to [`TILE_RANKS`] rows of one A, as the kernel finds them; `rows` is 0 where there are none.
 #[repr(C)]
@@ -58,9 +60,12 @@ const _: () = assert!(size_of::<ShrinkTile>() == 32);
 // SAFETY: a field of 8 bytes and six of 4 fill its 32 bytes.
 unsafe impl Plain for ShrinkTile {}
 
-/// Lora ranks of a tile of shrink, and output columns of one of expand.
+/// Lora ranks of a tile of shrink.
 const TILE_RANKS: u32 = 8;
-const TILE_COLUMNS: usize = 1024;
+
+/// Output columns of a tile of expand, as the launch chooses, and what else a tile costs in columns.
+const TILE_COLUMNS: [usize; 2] = [256, 512];
+const TILE_COST: usize = 64;
 
 /// Bytes of an element: the kernels take no other.
 const SIXTEEN_BITS: u64 = 2;
@@ -68,14 +73,16 @@ const SIXTEEN_BITS: u64 = 2;
 /// Threads of a block, and blocks of shrink and of expand that share a multiprocessor.
 const THREADS: u32 = 256;
 const SHRINK_BLOCKS: usize = 3;
-const EXPAND_BLOCKS: usize = 2;
+const EXPAND_BLOCKS: usize = 4;
 
 /// Rows of a segment, at most.
 pub const ROWS: usize = 8;
 
-/// Lora ranks of one pair that expand has room for, those of every diagonal block padded to a
-/// multiple of 8: shared memory that needs no leave.
-pub const STAGED_MAX: usize = (48 << 10) / (ROWS * size_of::<f32>());
+/// Lora ranks of one pair that expand has room for, as it stages them ([`PairEntry::staged`]).
+pub const STAGED_MAX: usize = 1536;
+
+/// Elements that part the banks of neighbouring rows.
+const GAP: usize = 8;
 
 /// Inputs that make it worth while to cut a site's into one more part, and parts at most.
 const SPLIT_INPUTS: usize = 1024;
@@ -90,12 +97,13 @@ pub struct LoraDecode {
 impl LoraDecode {
     /// `None` where they are not compiled.
     pub fn new(programs: &Programs) -> Result<Option<Self>> {
-        let file = "lora_decode";
-        if programs.module(file).is_none() {
+        let (shrink, expand) = ("lora_decode_shrink", "lora_decode_expand");
+        if programs.module(shrink).is_none() {
             return Ok(None);
         }
-        let shrink = Kernel::new(programs, file, "lora_decode_shrink")?;
-        Ok(Some(Self { shrink, expand: Kernel::new(programs, file, "lora_decode_expand")? }))
+        let most = expand_shared_bytes(STAGED_MAX, TILE_COLUMNS[1]);
+        let expand = Kernel::new(programs, expand, expand)?.allow_shared(most)?;
+        Ok(Some(Self { shrink: Kernel::new(programs, shrink, shrink)?, expand }))
     }
 }
 
@@ -111,22 +119,12 @@ pub struct DecodeTable {
     /// What expand stages of a row, likewise.
     staged: usize,
     splits: usize,
-    tile_end: [u32; TARGETS_MAX],
-    target_column: [u32; TARGETS_MAX],
     /// Whether all pairs ever loaded are cut as `lora_rows.cu` needs it.
     pub even: bool,
 }
 
 impl DecodeTable {
     pub fn new(stream: &Arc<CudaStream>, shape: &SiteShape) -> Result<Self> {
-        let (mut tile_end, mut target_column) = ([0; TARGETS_MAX], [0; TARGETS_MAX]);
-        let (mut end, mut column) = (0, 0);
-        for (target, outputs) in shape.targets.iter().enumerate() {
-            end += outputs.div_ceil(TILE_COLUMNS);
-            tile_end[target] = to_u32(end);
-            target_column[target] = to_u32(column);
-            column += outputs;
-        }
         Ok(Self {
             device: Memory::zeroed(stream, 0, "a table of adapters")?,
             slots: vec![Vec::new(); shape.slots],
@@ -134,8 +132,6 @@ impl DecodeTable {
             h_stride: 0,
             staged: 0,
             splits: (shape.input / SPLIT_INPUTS).clamp(1, SPLITS_MAX),
-            tile_end,
-            target_column,
             even: shape.input.is_multiple_of(8) && shape.output().is_multiple_of(COLUMNS),
         })
     }
@@ -208,10 +204,44 @@ impl DecodeTable {
             splits: to_u32(self.splits),
             shrink_tiles: to_u32(self.tiles),
             targets: to_u32(site.shape.targets.len()),
-            tile_end: self.tile_end,
-            target_column: self.target_column,
+            columns: 0,
+            staged: to_u32(self.staged),
+            tile_end: [0; TARGETS_MAX],
+            target_column: [0; TARGETS_MAX],
         }
     }
+}
+
+/// How expand cuts a site's outputs into tiles.
+struct Tiles {
+    columns: usize,
+    end: [u32; TARGETS_MAX],
+    first_column: [u32; TARGETS_MAX],
+    count: usize,
+}
+
+impl Tiles {
+    /// The cut that makes `blocks` work the least where every row has an adapter of its own.
+    fn new(shape: &SiteShape, rows: usize, blocks: usize) -> Self {
+        let count = |columns| shape.targets.iter().map(|it| it.div_ceil(columns)).sum::<usize>();
+        let cost =
+            |columns: &usize| (rows * count(*columns)).div_ceil(blocks) * (columns + TILE_COST);
+        let columns = TILE_COLUMNS.into_iter().min_by_key(cost).unwrap_or(TILE_COLUMNS[0]);
+        let (mut end, mut first_column) = ([0; TARGETS_MAX], [0; TARGETS_MAX]);
+        let (mut tiles, mut column) = (0, 0);
+        for (target, outputs) in shape.targets.iter().enumerate() {
+            tiles += outputs.div_ceil(columns);
+            end[target] = to_u32(tiles);
+            first_column[target] = to_u32(column);
+            column += outputs;
+        }
+        Self { columns, end, first_column, count: tiles }
+    }
+}
+
+/// The shrunk activations of [`ROWS`] rows, and a tile of results.
+fn expand_shared_bytes(staged: usize, columns: usize) -> usize {
+    ROWS * ((staged + GAP) * SIXTEEN_BITS as usize + (columns + GAP) * size_of::<f32>())
 }
 
 /// The tiles of one pair; none straddles two diagonal blocks.
@@ -260,15 +290,18 @@ pub fn expand(device: &Device, h: &Buf, site: &Site, step: &Step, y: &mut Buf) -
     let Some(kernels) = device.kernels.lora_decode.as_ref().filter(|_| table.tiles > 0) else {
         return Ok(());
     };
-    let width = site.shape.output();
+    let (width, blocks) = (site.shape.output(), EXPAND_BLOCKS * device.processors);
+    let tiles = Tiles::new(&site.shape, step.rows, blocks);
     let params = LoraDecodeParams {
         y: y.address(device.dtype, step.rows * width),
         h: h.address(DType::F32, table.len(step.rows)),
         width: to_u32(width),
+        columns: to_u32(tiles.columns),
+        tile_end: tiles.end,
+        target_column: tiles.first_column,
         ..table.params(site, step)
     };
-    let pieces = step.rows * table.tile_end[site.shape.targets.len() - 1] as usize;
-    let grid = Grid::of(pieces.min(EXPAND_BLOCKS * device.processors), THREADS);
-    let shared_bytes = ROWS * table.staged * size_of::<f32>();
+    let grid = Grid::of((step.rows * tiles.count).min(blocks), THREADS);
+    let shared_bytes = expand_shared_bytes(table.staged, tiles.columns);
     device.launch(&kernels.expand, grid.shared(shared_bytes), &params)
 }

@@ -260,7 +260,24 @@ impl Ops for Cuda {
         cache: &Cache,
         out: &mut Buf,
     ) -> Result<()> {
-        let operands = attention::Operands { qkv, cache, out };
+        let operands = attention::Operands { qkv, table: None, cache, out };
+        attention::attention(&self.device, &mut self.scratch, heads, step, operands)
+    }
+
+    fn rope_attention(
+        &mut self,
+        qkv: &mut Buf,
+        heads: &Heads,
+        table: &Weight,
+        step: &Step,
+        cache: &mut Cache,
+        out: &mut Buf,
+    ) -> Result<()> {
+        if !attention::rotates(&self.device, heads, step) {
+            self.rope_kv_store(qkv, heads, table, step, cache)?;
+            return self.attention(qkv, heads, step, cache, out);
+        }
+        let operands = attention::Operands { qkv, table: Some(table), cache, out };
         attention::attention(&self.device, &mut self.scratch, heads, step, operands)
     }
 

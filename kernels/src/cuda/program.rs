@@ -37,19 +37,25 @@ macro_rules! embedded {
 }
 
 const HEADERS: &[Source] = embedded!(
-    ".cuh": "attention", "bulk", "chain", "element", "lora", "mma", "paged", "params", "peer", "reduce"
+    ".cuh": "attention", "bulk", "chain", "element", "lora", "lora_decode", "mma", "paged", "params", "peer", "reduce"
 );
 
 const SOURCES: &[Source] = embedded!(
     ".cu": "add", "add_rms_norm", "attention_decode", "attention_rows",
-    "attention_tiles", "choose", "embed", "gemm_stream", "head_norm", "lora_decode", "lora_expand",
+    "attention_tiles", "choose", "embed", "gemm_stream", "head_norm", "lora_decode_expand", "lora_decode_shrink", "lora_expand",
     "lora_rows", "lora_shrink", "peer_gather", "peer_reduce", "pick_rows", "rms_norm",
     "rope_kv_store", "silu_mul"
 );
 
 /// Compiled for tensor cores, which do not multiply f32.
-const SIXTEEN_BIT_ONLY: &[&str] =
-    &["attention_decode", "attention_tiles", "gemm_stream", "lora_decode", "lora_rows"];
+const SIXTEEN_BIT_ONLY: &[&str] = &[
+    "attention_decode",
+    "attention_tiles",
+    "gemm_stream",
+    "lora_decode_expand",
+    "lora_decode_shrink",
+    "lora_rows",
+];
 
 /// Need bulk copies and clusters: compute capability 9.0.
 const HOPPER_ONLY: &[&str] = &["gemm_stream"];

@@ -172,7 +172,7 @@ fn add_draws(words: &mut Words, at: usize, mut draws: Draws) {
     words.0[at..][..draws.draws.len()].copy_from_slice(&draws.draws);
 }
 
-/// The same rows in segments of as many as `lora_decode.cu` takes.
+/// The same rows in segments of as many as `lora_decode.cuh` takes.
 fn pieces(segments: &[SegmentEntry]) -> Vec<SegmentEntry> {
     let cut = |[slot, row, rows]: &SegmentEntry| {
         let (slot, end) = (*slot, row + rows);

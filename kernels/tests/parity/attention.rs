@@ -201,9 +201,8 @@ impl Attention {
         let table = self.table(ops, positions);
         let elements = batch.tokens.len() * self.heads.queries * self.heads.dim;
         let mut out = poisoned(ops, elements);
-        let stored = ops.rope_kv_store(&mut qkv, &self.heads, &table, &step, cache);
-        stored.expect("rope_kv_store");
-        ops.attention(&qkv, &self.heads, &step, cache, &mut out).expect("attention");
+        let done = ops.rope_attention(&mut qkv, &self.heads, &table, &step, cache, &mut out);
+        done.expect("rope_attention");
         ops.read(&out, elements).expect("the output")
     }
 }
