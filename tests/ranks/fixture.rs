@@ -94,6 +94,7 @@ impl Fixture {
             engine,
             slots_max: 8,
             progress: &Arc::new(Progress::default()),
+            replica: 0,
             launch: None,
         })
     }
@@ -125,7 +126,7 @@ impl Fixture {
 
 /// Small enough that chunks and blocks matter.
 pub const ENGINE: Engine = Engine {
-    kv_cache_bytes: 1 << 20,
+    kv_cache_bytes: Some(1 << 20),
     block_tokens: 16,
     batch_tokens_max: 128,
     sequences_max: 16,

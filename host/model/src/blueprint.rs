@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use contract::tensor::DType;
 
 use crate::hf::ModelConfig;
-use crate::tensors::Tensor;
+use crate::room::{Blocks, Neighbours};
 use crate::weights::Weights;
 
 /// What every rank of a group is built from.
@@ -18,7 +18,9 @@ pub struct Blueprint<'a> {
     /// Element type of weights, KV cache and adapters.
     pub dtype: DType,
     /// Blocks of the KV cache.
-    pub blocks: usize,
+    pub blocks: Blocks,
+    /// Ranks of other replicas on this rank's device.
+    pub neighbours: Neighbours,
     /// Positions in a block.
     pub block_tokens: usize,
     /// Positions of the longest sequence.
@@ -55,8 +57,7 @@ impl Progress {
 
     /// Starts over with what `config` weighs in `dtype`.
     pub fn start(&self, config: &ModelConfig, dtype: DType) {
-        let elements: usize = config.tensors().iter().map(Tensor::elements).sum();
         self.done.store(0, Ordering::Relaxed);
-        self.total.store((elements * dtype.bytes()) as u64, Ordering::Relaxed);
+        self.total.store(config.weights_bytes(dtype), Ordering::Relaxed);
     }
 }

@@ -19,7 +19,7 @@ use crate::worker::{Command, Failure};
 /// Runs this process's ranks until the leader hangs up, or until one fails.
 pub fn follow(spec: &GroupSpec<'_>, launch: &Launch) -> Result<(), StartError> {
     // What this machine lacks is said before the others count on it.
-    Backend::choose(spec.parallel, Some(launch))?;
+    Backend::choose(spec)?;
     let (stream, name) = meet(launch, &spec.description())?;
     let first = launch.process * (spec.parallel.tensor / launch.processes);
     obey(stream, (launch, first), Group::part(spec, launch, name))
