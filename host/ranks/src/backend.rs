@@ -28,8 +28,12 @@ use crate::worker::{Build, Work};
 const PEER_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Threads wait for each other to launch, and while one of them opens its device; devices for
-/// what others compute before the same collective.
-const PATIENCE: Patience = Patience { threads: PEER_TIMEOUT, devices: Duration::from_secs(60) };
+/// what others compute before the same collective; processes while others compile their kernels.
+const PATIENCE: Patience = Patience {
+    threads: PEER_TIMEOUT,
+    devices: Duration::from_secs(60),
+    joining: Duration::from_secs(300),
+};
 
 /// What the ranks of a group compute on.
 #[derive(Clone, Debug)]

@@ -42,6 +42,7 @@ mod sample;
 mod graph;
 mod link;
 mod nccl;
+mod nccl_join;
 mod peer;
 mod peer_area;
 mod bandwidth;
