@@ -115,6 +115,8 @@ fn ranks(survey: &Survey, number: usize, launch: Option<&Launch>) -> Result<Grou
         bar.finish_and_clear();
         let group = loading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         tracing::info!("the ranks compute on {}", group.backend());
+        let (gb, seconds) = (progress.done() as f64 / 1e9, progress.took().as_secs_f64());
+        tracing::info!("{gb:.3} GB of weights in {seconds:.2} s, {:.1} GB/s", gb / seconds);
         Ok(group)
     })
 }

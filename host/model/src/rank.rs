@@ -43,6 +43,7 @@ impl<O: Ops, C: Comm<O::Buf>> Rank<O, C> {
     pub fn build(mut ops: O, mut comm: C, blueprint: Blueprint<'_>) -> Result<Self> {
         let (rank, ranks) = (comm.rank(), comm.ranks());
         let blocks = room::blocks(&mut ops, &mut comm, &blueprint)?;
+        blueprint.progress.begin();
         let mut loader = Loader { ops: &mut ops, rank, ranks, blocks, blueprint };
         let vocabulary = Vocabulary::load(&mut loader)?;
         let layers = 0..blueprint.config.shape.layers;

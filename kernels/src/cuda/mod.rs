@@ -16,6 +16,7 @@ mod program;
 mod device;
 mod kernels;
 mod memory;
+mod pieces;
 mod upload;
 mod download;
 mod weight;
