@@ -14,7 +14,9 @@ use config::settings::{self, CommKind, Parallel};
 use contract::counts::CollectiveCounts;
 use kernels::cpu::Cpu;
 use kernels::cuda::{Cuda, NcclName};
+use kernels::error::Error as Kernel;
 use kernels::ops::Ops;
+use model::error::Error;
 use model::rank::Rank;
 use model::room::Neighbours;
 
@@ -199,10 +201,21 @@ where
     Box::new(move || {
         let ops = open()?;
         let comm = join(&ops)?;
-        let rank = Rank::build(ops, comm, source.blueprint(neighbours))?;
+        let rank = Rank::build(ops, comm, source.blueprint(neighbours)).map_err(short)?;
         source.settle(rank.blocks());
         Ok(Box::new(rank) as Box<dyn Work>)
     })
+}
+
+/// Memory that ran out although there was room by our reckoning: others take it too.
+fn short(error: Error) -> Error {
+    match error {
+        Error::Kernel(memory @ Kernel::Memory { .. }) => Error::NoRoom(format!(
+            "{memory} beside what is taken already, by us or by others; less of it, or a smaller \
+             engine.kv_cache_gib, would do"
+        )),
+        other => other,
+    }
 }
 
 fn cpu(parallel: &Parallel, threads: usize) -> Result<Backend, StartError> {
@@ -218,4 +231,17 @@ fn cpu(parallel: &Parallel, threads: usize) -> Result<Backend, StartError> {
 fn threads_of(ranks: usize) -> usize {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     (cores / ranks).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_runs_out_at_start_is_told_with_what_would_do() {
+        let short = short(Error::Kernel(Kernel::Memory { what: "the KV cache", bytes: 7 }));
+        let why = short.to_string();
+        assert!(why.starts_with("out of memory: the KV cache needs 7 bytes"), "{why}");
+        assert!(why.contains("engine.kv_cache_gib"), "{why}");
+    }
 }

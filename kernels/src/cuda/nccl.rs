@@ -42,11 +42,15 @@ pub fn nccl_version() -> std::result::Result<(i32, i32, i32), WhyNot> {
     }
     let code = whole(result::get_nccl_version).and_then(|code| code.map_err(|_| String::new()));
     let code = code.unwrap_or_default();
-    let version = (code / 10_000, code / 100 % 100, code % 100);
-    if version < VERSION_MIN {
-        return Err(WhyNot::OldNccl { found: version, needed: VERSION_MIN });
+    new_enough(code)
+}
+
+/// The version behind NCCL's number for it; 0 if it does not say.
+fn new_enough(code: i32) -> std::result::Result<(i32, i32, i32), WhyNot> {
+    match (code / 10_000, code / 100 % 100, code % 100) {
+        found if found < VERSION_MIN => Err(WhyNot::OldNccl { found, needed: VERSION_MIN }),
+        found => Ok(found),
     }
-    Ok(version)
 }
 
 /// Names a group, for all ranks that are to join it, in any process.
@@ -324,4 +328,16 @@ pub fn last_error() -> String {
         if text.is_null() { c"" } else { CStr::from_ptr(text) }
     };
     text.to_string_lossy().trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_nccl_is_refused_with_both_versions() {
+        assert_eq!(new_enough(22_703), Ok((2, 27, 3)));
+        let why = new_enough(21_605).unwrap_err().to_string();
+        assert_eq!(why, "NCCL 2.16.5 was found: 2.17.0 or newer would do");
+    }
 }
