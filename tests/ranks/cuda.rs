@@ -319,6 +319,30 @@ fn a_cache_of_no_given_size_leaves_room_for_steps_and_adapters() {
     }
 }
 
+/// Two replicas of two ranks on one device, both with a cache of no given size: each gets its
+/// share, and the collectives of both fit at once.
+#[test]
+fn replicas_on_one_device_share_it() {
+    let Some((_one, cuts)) = cuts(&[Cut::Peer(2)]) else { return };
+    let fixture = Fixture::open("llama");
+    let (model, prompts) = (fixture.model(fixture.base()), fixture.prompts());
+    let engine = Engine { kv_cache_bytes: None, sequences_max: 1 << 24, ..ENGINE };
+    for cut in cuts {
+        let parallel = Parallel { replicas: 2, devices: vec![0; 4], ..cut.parallel() };
+        let start = |replica| fixture.start_replica(&model, &parallel, &engine, replica).unwrap();
+        let mut groups = [start(0), start(1)];
+        let [one, two] = [0, 1].map(|at| groups[at].limits().blocks);
+        assert!(one.abs_diff(two) < one / 8, "{one} and {two} blocks");
+        let feed = Feed::new(&prompts[0], 1, None);
+        let found = std::thread::scope(|scope| {
+            let feed = std::slice::from_ref(&feed);
+            let threads = groups.each_mut().map(|group| scope.spawn(move || logprobs(group, feed)));
+            threads.map(|thread| thread.join().unwrap())
+        });
+        assert!(found[0] == found[1], "{cut:?}: the same model on the same prompt");
+    }
+}
+
 /// A generation that is right for every rank but the second, which divides by zero taking it.
 fn torn(fixture: &Fixture, ranks: usize) -> Arc<Generation> {
     let whole = fixture.generation("plain", ranks, PlainSharding::Replicated);

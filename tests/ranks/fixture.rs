@@ -87,6 +87,16 @@ impl Fixture {
         parallel: &Parallel,
         engine: &Engine,
     ) -> Result<Group, StartError> {
+        self.start_replica(model, parallel, engine, 0)
+    }
+
+    pub fn start_replica(
+        &self,
+        model: &Model,
+        parallel: &Parallel,
+        engine: &Engine,
+        replica: usize,
+    ) -> Result<Group, StartError> {
         Group::start(&GroupSpec {
             config: &self.config,
             model,
@@ -94,7 +104,7 @@ impl Fixture {
             engine,
             slots_max: 8,
             progress: &Arc::new(Progress::default()),
-            replica: 0,
+            replica,
             launch: None,
         })
     }

@@ -144,6 +144,8 @@ struct Tight {
     room: Option<u64>,
     /// Blocks that it needs.
     least: usize,
+    /// Whether a part of the device is kept, and adapters have theirs.
+    kept: bool,
 }
 
 impl Tight {
@@ -157,30 +159,31 @@ impl Tight {
         let adapters = |left: u64| footprint.adapters.min(left / ADAPTERS);
         let theirs = earlier * adapters(MIB * total / (earlier + sharing));
         let beside = |kept| (MIB * free).saturating_sub(kept) / sharing;
-        let (room, least) = match blocks {
-            Blocks::Fixed(blocks) => (beside(0).checked_sub(footprint.model), blocks),
+        let (room, least, kept) = match blocks {
+            Blocks::Fixed(blocks) => (beside(0).checked_sub(footprint.model), blocks, false),
             Blocks::Fitting { least, .. } => {
                 let left = beside(MIB * total / KEPT + theirs).checked_sub(footprint.model);
-                (left.map(|left| left - adapters(left)), least)
+                (left.map(|left| left - adapters(left)), least, true)
             }
         };
-        Self { rank, sharing, total, free, room, least }
+        Self { rank, sharing, total, free, room, least, kept }
     }
 
     fn refusal(&self, device: &str, footprint: &Footprint, block_tokens: usize) -> String {
-        let Self { sharing, total, free, least, .. } = *self;
+        let Self { sharing, total, free, least, kept, .. } = *self;
         let (model, cache) = (gib(footprint.model), gib(least as u64 * footprint.block));
         let (total, free, tokens) = (gib(total * MIB), gib(free * MIB), least * block_tokens);
         let ranks = if sharing == 1 { "1 rank".to_owned() } else { format!("{sharing} ranks") };
         let fits = self.room.map_or(0, |room| room / footprint.block) * block_tokens as u64;
         let left = match self.room {
-            None => "which leaves nothing for the cache".to_owned(),
-            Some(room) => format!("which leaves {} for it, {fits} tokens", gib(room)),
+            None => "nothing is left for the cache".to_owned(),
+            Some(room) => format!("{} are left for it, {fits} tokens", gib(room)),
         };
+        let kept = if kept { " when a tenth of the device and adapters have theirs" } else { "" };
         format!(
             "{device} has {free} of {total} free for {ranks}; each needs {model} for weights and \
-             activations and {cache} for a KV cache of {tokens} tokens, {left}: a smaller \
-             model.context_max, engine.kv_cache_gib or engine.batch_tokens_max, more ranks \
+             activations and {cache} for a KV cache of {tokens} tokens, and {left}{kept}: a \
+             smaller model.context_max, engine.kv_cache_gib or engine.batch_tokens_max, more ranks \
              (parallel.tensor), fewer on one device (parallel.devices) or a larger device would do"
         )
     }

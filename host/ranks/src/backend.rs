@@ -80,7 +80,9 @@ impl Backend {
             }
             (settings::Backend::Auto, None) => gpus().or_else(|why| {
                 // All replicas have the same reason.
-                (spec.replica == 0).then(|| tell(&why));
+                if spec.replica == 0 {
+                    tell(&why);
+                }
                 cpu(parallel, threads)
             }),
             (settings::Backend::Cpu, None) => cpu(parallel, threads),

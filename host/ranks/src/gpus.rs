@@ -69,6 +69,7 @@ impl Gpus {
             Some(_) => link_between_processes(parallel.comm, &Machine)?,
         };
         let others = others(parallel, replica);
+        all_there(&found, parallel, &others)?;
         Ok(Self { devices, link, own, ranks: parallel.tensor, others })
     }
 
@@ -129,6 +130,15 @@ fn assign(
         device.cloned().ok_or_else(|| missing(found, (own.len(), parallel.replicas), wanted))
     };
     (0..own.len()).map(device).collect()
+}
+
+/// Whether other replicas have their devices too: all compute on GPUs, or none does.
+fn all_there(found: &[Found], parallel: &Parallel, others: &[Vec<usize>; 2]) -> Result<(), String> {
+    let is_there = |wanted: &usize| found.iter().any(|device| device.ordinal == *wanted);
+    match others.iter().flatten().find(|wanted| !is_there(wanted)) {
+        None => Ok(()),
+        Some(wanted) => Err(missing(found, (parallel.tensor, parallel.replicas), *wanted)),
+    }
 }
 
 fn missing(found: &[Found], (ranks, replicas): (usize, usize), wanted: usize) -> String {
@@ -320,6 +330,10 @@ mod tests {
         let why = assign(&found(1), &two, (&(0..1), 1, None)).unwrap_err();
         assert!(why.contains("replicas = 2: there is no device 1: found 0 (Card)"), "{why}");
         assert!(why.contains("devices = [0, 0] puts"), "{why}");
+        // The first replica has its device, and yet does not go without the second.
+        let why = all_there(&found(1), &two, &others(&two, 0)).unwrap_err();
+        assert!(why.contains("replicas = 2: there is no device 1"), "{why}");
+        assert_eq!(all_there(&found(2), &two, &others(&two, 0)), Ok(()));
     }
 
     /// A machine that can do what the strings do not forbid.

@@ -56,13 +56,20 @@ fn what_does_not_fit_is_refused_with_its_numbers() {
     };
     let free = "device 0 (Card) has 12.00 GiB of 80.00 GiB free";
     let model = "16.00 GiB for weights";
-    says(&[card(1, 12)], FITTING, &[free, "for 1 rank;", model, "nothing for the cache"]);
-    says(&[card(1, 12)], Blocks::Fixed(1), &[free, model, "nothing for the cache"]);
+    says(&[card(1, 12)], FITTING, &[free, "for 1 rank;", model, "nothing is left for the cache"]);
+    says(&[card(1, 12)], Blocks::Fixed(1), &[free, model, "nothing is left for the cache"]);
     let long = Blocks::Fitting { least: 8192, most: 1 << 20 };
-    let context = ["16.00 GiB for a KV cache of 131072 tokens", "leaves 3.00 GiB", "24576 tokens"];
+    let context = [
+        "16.00 GiB for a KV cache of 131072 tokens",
+        "3.00 GiB are left for it, 24576 tokens when a tenth",
+    ];
     says(&[card(1, 28)], long, &context);
     says(&[card(1, 28)], long, &["model.context_max", "parallel.tensor", "parallel.devices"]);
-    says(&[card(1, 28)], Blocks::Fixed(6145), &["12.00 GiB for it", "a KV cache of 98320 tokens"]);
+    says(
+        &[card(1, 28)],
+        Blocks::Fixed(6145),
+        &["12.00 GiB are left for it", "a KV cache of 98320 tokens"],
+    );
     says(&[card(1, 30), card(1, 30)], FITTING, &["30.00 GiB of 80.00 GiB free for 2 ranks"]);
 }
 
