@@ -77,3 +77,77 @@ fn adapter(shape: &BaseShape, ranks: usize) -> usize {
     };
     shape.layers * Projection::ALL.iter().map(pair).sum::<usize>()
 }
+
+#[cfg(test)]
+mod tests {
+    use contract::tensor::DType;
+
+    use super::*;
+    use crate::blueprint::Progress;
+    use crate::hf::{Architecture, Biases, ModelConfig};
+    use crate::room::{Blocks, Neighbours};
+    use crate::rope::{Rope, Scaling};
+    use crate::weights::Weights;
+
+    /// Llama 3.1 8B.
+    fn config() -> ModelConfig {
+        ModelConfig {
+            shape: BaseShape {
+                hidden: 4096,
+                intermediate: 14_336,
+                layers: 32,
+                heads: 32,
+                kv_heads: 8,
+                head_dim: 128,
+                vocab: 128_256,
+            },
+            architecture: Architecture::Llama,
+            dtype: DType::Bf16,
+            positions_max: 8192,
+            norm_eps: 1e-5,
+            rope: Rope { theta: 5e5, scaling: Scaling::None },
+            window: None,
+            tied: false,
+            bias: Biases { qkv: false, output: false, mlp: false },
+            head_norm: false,
+        }
+    }
+
+    fn footprint(ranks: usize) -> Footprint {
+        let (config, progress) = (config(), Progress::default());
+        let blueprint = Blueprint {
+            config: &config,
+            weights: &Weights::dummy(0, DType::Bf16),
+            dtype: DType::Bf16,
+            blocks: Blocks::Fixed(1),
+            neighbours: Neighbours::default(),
+            block_tokens: 16,
+            positions_max: config.positions_max,
+            rows_max: 2048,
+            slots_max: 64,
+            progress: &progress,
+        };
+        Footprint::of(&blueprint, ranks, 256)
+    }
+
+    #[test]
+    fn a_rank_takes_its_weights_and_little_besides() {
+        let whole = config().weights_bytes(DType::Bf16);
+        assert_eq!(whole, 16_060_522_496);
+        for ranks in [1, 2, 4, 8] {
+            let (found, own) = (footprint(ranks).model, whole / ranks as u64);
+            let besides = found - own;
+            assert!((100 << 20..500 << 20).contains(&besides), "{ranks} ranks: {besides}");
+        }
+    }
+
+    #[test]
+    fn blocks_and_adapters_are_cut_as_their_layers_are() {
+        // 128 KiB a token over all ranks.
+        assert_eq!([1, 2, 8].map(|ranks| footprint(ranks).block), [2 << 20, 1 << 20, 256 << 10]);
+        // 42 M parameters of lora rank 16; what is not cut is whole on every rank.
+        let [one, eight] = [1, 8].map(|ranks| footprint(ranks).adapters / 64);
+        assert_eq!(one, 2 * 41_943_040);
+        assert!((one / 8..one).contains(&eight), "{eight}");
+    }
+}
