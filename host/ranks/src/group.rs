@@ -107,14 +107,15 @@ impl Group {
         Ok(Self::build(spec, backend, Some((launch, name)), attend)?.0)
     }
 
-    /// The ranks of one process of several that does not lead, and what ends them from outside.
+    /// The ranks of one process of several that does not lead, and what ends them from outside:
+    /// `attend` gets it before they are built.
     pub fn part(
         spec: &GroupSpec<'_>,
-        launch: &Launch,
-        name: NcclName,
+        (launch, name): (&Launch, NcclName),
+        attend: impl FnOnce(&GiveUp) -> Result<(), StartError>,
     ) -> Result<(Self, GiveUp), StartError> {
         let backend = Backend::choose(spec)?;
-        Self::build(spec, backend, Some((launch, name)), |_| Ok(None))
+        Self::build(spec, backend, Some((launch, name)), |give_up| attend(give_up).map(|()| None))
     }
 
     fn build(
