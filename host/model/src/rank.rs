@@ -18,6 +18,7 @@ use crate::layer::Layer;
 use crate::loader::Loader;
 use crate::lora::Shrunk;
 use crate::pass::{Activations, Pass, Widths};
+use crate::room;
 use crate::vocabulary::Vocabulary;
 
 /// One rank: its shards of the model, its heads' KV cache, its adapters' local pairs.
@@ -32,15 +33,18 @@ pub struct Rank<O: Ops, C: Comm<O::Buf>> {
     shrunk: Shrunk<O>,
     /// Rows that the activations have room for.
     rows_max: usize,
+    blocks: usize,
     /// Slots whose adapters need collectives of their own.
     exchanging: HashSet<Slot>,
 }
 
 impl<O: Ops, C: Comm<O::Buf>> Rank<O, C> {
     /// Loads this rank's part of the model.
-    pub fn build(mut ops: O, comm: C, blueprint: Blueprint<'_>) -> Result<Self> {
+    pub fn build(mut ops: O, mut comm: C, blueprint: Blueprint<'_>) -> Result<Self> {
         let (rank, ranks) = (comm.rank(), comm.ranks());
-        let mut loader = Loader { ops: &mut ops, rank, ranks, blueprint };
+        let blocks = room::blocks(&mut ops, &mut comm, &blueprint)?;
+        blueprint.progress.begin();
+        let mut loader = Loader { ops: &mut ops, rank, ranks, blocks, blueprint };
         let vocabulary = Vocabulary::load(&mut loader)?;
         let layers = 0..blueprint.config.shape.layers;
         let layers = layers.map(|layer| Layer::load(&mut loader, layer)).collect::<Result<_>>()?;
@@ -61,8 +65,14 @@ impl<O: Ops, C: Comm<O::Buf>> Rank<O, C> {
             activations,
             shrunk,
             rows_max,
+            blocks,
             exchanging,
         })
+    }
+
+    /// Blocks of the KV cache, the same on all ranks.
+    pub fn blocks(&self) -> usize {
+        self.blocks
     }
 
     /// Computes one step. The first rank returns the answers, the others none.
@@ -164,7 +174,8 @@ fn exchanges(generation: &Generation, rank: usize) -> bool {
     pairs.any(|pair| pair.shape.exchange != Exchange::None)
 }
 
-fn widths(config: &ModelConfig, rank: usize, ranks: usize) -> Widths {
+/// Widths of one rank's activations.
+pub fn widths(config: &ModelConfig, rank: usize, ranks: usize) -> Widths {
     let shape = &config.shape;
     let queries = shape.heads / ranks * shape.head_dim;
     let keys = shape.kv_heads_of(rank, ranks).len() * shape.head_dim;

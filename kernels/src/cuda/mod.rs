@@ -16,6 +16,7 @@ mod program;
 mod device;
 mod kernels;
 mod memory;
+mod pieces;
 mod upload;
 mod download;
 mod weight;
@@ -42,6 +43,7 @@ mod sample;
 mod graph;
 mod link;
 mod nccl;
+mod nccl_join;
 mod peer;
 mod peer_area;
 mod bandwidth;
@@ -56,7 +58,9 @@ use contract::tensor::DType;
 
 use crate::error::{Error, Result};
 use crate::lora::{SiteShape, SlotPairs};
-use crate::ops::{CacheShape, HeadNorm, Heads, LogitsLayout, Ops, Precision, WeightView};
+use crate::ops::{
+    CacheShape, DeviceMemory, HeadNorm, Heads, LogitsLayout, Ops, Precision, WeightView,
+};
 use crate::sampling::device::on_device;
 
 use attention::Scratch;
@@ -129,6 +133,10 @@ impl Ops for Cuda {
     type Step = Step;
 
     const LOGIT_ROWS: usize = ALIKE_ROWS_MAX;
+
+    fn memory(&mut self) -> Result<Option<DeviceMemory>> {
+        self.device.memory().map(Some)
+    }
 
     fn buf(&mut self, elements: usize, precision: Precision) -> Result<Buf> {
         // It may take the place of one that a graph was recorded with.

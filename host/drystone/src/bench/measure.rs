@@ -55,6 +55,7 @@ impl<'a> Bench<'a> {
             engine: &engine(&config, options, ranks, dtype),
             slots_max: adapters,
             progress: &Arc::new(Progress::default()),
+            replica: 0,
             launch: None,
         };
         let group = Group::start(&spec)?;
