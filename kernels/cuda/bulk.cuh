@@ -48,11 +48,11 @@ __device__ inline void wait_phase(u32 barrier, u32 parity) {
     } while (over == 0);
 }
 
-// Starts copying boxes from a row on and from the 64 columns `box` on; what lies outside of the
-// matrix is zeros.
+// Starts copying boxes from a row of all parts on and from the 64 columns `box` on; what lies outside
+// of the matrix is zeros.
 __device__ inline void copy_boxes(u32 to, const TensorMap& from, u32 row, u32 box, u32 barrier) {
-    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
-                 "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(to),
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%2, %3, %2, %4}], [%5];" ::"r"(to),
                  "l"(&from), "r"(0), "r"(row), "r"(box), "r"(barrier)
                  : "memory");
 }

@@ -1,5 +1,5 @@
 // out = x weight^T (+ bias) for few rows of 16 bits, at the speed at which weights come from memory
-// (from compute capability 9.0 on).
+// (from compute capability 9.0 on); or out = silu(x gate^T) * (x up^T), where the weight is both.
 // There is a block a multiprocessor. It takes a tile of outputs and goes through the inputs once.
 // Two threads keep a ring of boxes filled by bulk copies, one with the weight and one with x, and
 // eight warps multiply what has landed. The weight waits for nobody: it fills the ring while the
@@ -31,14 +31,16 @@ struct Block {
 
     const GemmStreamParams& p;
     u32 barriers, ring;  // shared addresses
-    u32 weight_bytes, x_bytes, chunks, tiles;
+    u32 weight_bytes, x_bytes, chunks;
+    u32 outputs, tiles;  // of a tile, and tiles of this block
 
     __device__ Block(const GemmStreamParams& p, u32 shared) : p(p), barriers(shared) {
         ring = shared + p.ring;
         weight_bytes = p.boxes * p.tile * BOX_ROW_BYTES;
         x_bytes = p.boxes * ROWS * BOX_ROW_BYTES;
         chunks = (p.inputs / BOX_WIDTH + p.boxes - 1) / p.boxes;
-        tiles = ((p.outputs + p.tile - 1) / p.tile + gridDim.x - 1 - blockIdx.x) / gridDim.x;
+        outputs = p.tile / p.parts;
+        tiles = ((p.outputs + outputs - 1) / outputs + gridDim.x - 1 - blockIdx.x) / gridDim.x;
     }
 
     // Of a stage: whether the weight and x have landed, and whether both were used.
@@ -79,7 +81,7 @@ struct Block {
             }
             wait_until_used(item);
             announce(weight_landed(item.stage), weight_bytes);
-            copy_boxes(weight_of(item.stage), p.weight, item.tile * p.tile, item.chunk * p.boxes,
+            copy_boxes(weight_of(item.stage), p.weight, item.tile * outputs, item.chunk * p.boxes,
                        weight_landed(item.stage));
         }
     }
@@ -225,13 +227,17 @@ struct Warp {
     }
 
     __device__ void finish(u32 tile) const {
-        const u32 first = tile * block.p.tile, outputs = min(block.p.tile, block.p.outputs - first);
+        const u32 first = tile * block.outputs, outputs = min(block.outputs, block.p.outputs - first);
         meet_warps();
         keep();
         meet_warps();
         for (u32 i = threadIdx.x; i < block.p.rows * outputs; i += WARPS * 32) {
             const u32 row = i / outputs, output = i % outputs;
-            write(row, first + output, sum_of(row, output));
+            float sum = sum_of(row, output);
+            if (block.p.parts == 2) {
+                sum = sum / (1.0f + __expf(-sum)) * sum_of(row, block.outputs + output);
+            }
+            write(row, first + output, sum);
         }
     }
 

@@ -100,20 +100,22 @@ struct RopeKvStoreParams {
 static_assert(sizeof(RopeKvStoreParams) == 96, "kernels/src/cuda/rope_kv_store.rs has the twin");
 
 
-// A matrix in device memory and the boxes of it that one bulk copy brings, side by side, made by the
-// driver (`cuTensorMapEncodeTiled`).
+// A matrix in device memory, perhaps in parts below each other, and the boxes of it that one bulk copy
+// brings: the same rows of every part, and several boxes side by side. Made by the driver
+// (`cuTensorMapEncodeTiled`).
 struct alignas(128) TensorMap {
     u64 words[16];
 };
 
 struct GemmStreamParams {
-    TensorMap weight;  // [outputs, inputs], boxes of `tile` rows
+    TensorMap weight;  // [parts, outputs, inputs], boxes of `tile` rows of all parts together
     TensorMap x;       // [rows, inputs], boxes of as many rows as the kernel takes
     const void* bias;  // [outputs], or null; of the type of `out`
     void* out;         // [rows, outputs]
     u32 rows, inputs, outputs;
     u32 full;    // whether `out` is f32
-    u32 tile;    // outputs that a block takes at once: a multiple of 16
+    u32 parts;   // 2 for a gate and what it lets through: out is silu(gate) * up
+    u32 tile;    // rows of the weight that a block takes at once: a multiple of 16
     u32 boxes;   // of each operand in a stage of the ring
     u32 stages;  // of the ring
     u32 flight;  // stages whose weights are under way at once

@@ -247,6 +247,20 @@ pub trait Ops: Send + 'static {
         out: &mut Self::Buf,
     ) -> Result<()>;
 
+    /// [`Ops::gemm`] with the weight of a gate and of what it lets through, and [`Ops::silu_mul`] of
+    /// that: `out` is `[rows, width]`. What is left in `gate_up` is the backend's own affair.
+    fn gemm_silu_mul(
+        &mut self,
+        x: &Self::Buf,
+        weight: &Self::Weight,
+        (rows, width): (usize, usize),
+        gate_up: &mut Self::Buf,
+        out: &mut Self::Buf,
+    ) -> Result<()> {
+        self.gemm(x, weight, None, rows, gate_up)?;
+        self.silu_mul(gate_up, width, rows, out)
+    }
+
     /// Normalises every query and key head of fused rows by itself.
     fn head_norm(
         &mut self,

@@ -49,6 +49,25 @@ impl<O: Ops> ColumnLinear<O> {
     }
 }
 
+impl<O: Ops> ColumnLinear<O> {
+    /// [`Self::forward`] of a gate and of what it lets through, `width` columns of each, and
+    /// `out = silu(gate) * up`.
+    pub fn forward_gated<C: Comm<O::Buf>>(
+        &self,
+        pass: &mut Pass<'_, O, C>,
+        x: &O::Buf,
+        (y, width): (&mut O::Buf, usize),
+        out: &mut O::Buf,
+    ) -> Result<()> {
+        // Adapters add to both before they meet.
+        if pass.shrunk.is_none() && self.bias.is_none() {
+            return Ok(pass.ops.gemm_silu_mul(x, &self.weight, (pass.rows, width), y, out)?);
+        }
+        self.forward(pass, x, y)?;
+        Ok(pass.ops.silu_mul(y, width, pass.rows, out)?)
+    }
+}
+
 /// Cut along the input: every rank has a partial sum of the whole output, and an all-reduce adds
 /// them up.
 pub struct RowLinear<O: Ops> {

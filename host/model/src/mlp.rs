@@ -32,8 +32,8 @@ impl<O: Ops> Mlp<O> {
         pass: &mut Pass<'_, O, C>,
         act: &mut Activations<O>,
     ) -> Result<()> {
-        self.gate_up.forward(pass, &act.hidden, &mut act.fused)?;
-        pass.ops.silu_mul(&act.fused, self.width, pass.rows, &mut act.inner)?;
+        let Activations { hidden, fused, inner, .. } = &mut *act;
+        self.gate_up.forward_gated(pass, hidden, (fused, self.width), inner)?;
         self.down.forward(pass, &act.inner, &mut act.hidden)
     }
 }

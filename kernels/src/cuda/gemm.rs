@@ -15,7 +15,7 @@ use cudarc::cublaslt::{result, sys};
 use crate::error::Result;
 
 use super::device::Device;
-use super::gemm_stream::GemmStream;
+use super::gemm_stream::{GemmStream, Size};
 use super::memory::{Buf, Memory};
 use super::status::During;
 use super::weight::Weight;
@@ -86,7 +86,8 @@ impl Gemm {
         if let Some(stream) = &device.kernels.gemm_stream
             && GemmStream::takes(rows, inputs)
         {
-            return stream.launch(device, out_type, &addresses, (rows, inputs, outputs));
+            let size = Size { rows, inputs, outputs, parts: 1 };
+            return stream.launch(device, out_type, &addresses, size);
         }
         device.context.bind_to_thread().during("binding its context")?;
         if self.plans.len() >= PLANS_MAX {
@@ -102,6 +103,26 @@ impl Gemm {
         let launched = plan.launch(self.handle, &device.stream, &self.workspace, &addresses);
         launched.during("launching a product")
     }
+}
+
+/// `out = silu(x gate^T) * (x up^T)` for a weight that is a gate and what it lets through, if that
+/// is one operation here; false if it is not.
+pub fn gemm_silu_mul(device: &Device, rows: usize, operands: &mut Operands<'_>) -> Result<bool> {
+    let Operands { x, weight, bias: None, out } = operands else { return Ok(false) };
+    let (inputs, outputs) = (weight.cols, weight.rows / 2);
+    let Some(stream) = &device.kernels.gemm_stream else { return Ok(false) };
+    if rows == 0 || !GemmStream::takes(rows, inputs) || !outputs.is_multiple_of(8) {
+        return Ok(false);
+    }
+    let addresses = Addresses {
+        x: x.address(device.dtype, rows * inputs),
+        weight: weight.elements(),
+        bias: None,
+        out: out.address(device.dtype, rows * outputs),
+    };
+    let size = Size { rows, inputs, outputs, parts: 2 };
+    stream.launch(device, device.dtype, &addresses, size)?;
+    Ok(true)
 }
 
 impl Drop for Gemm {

@@ -24,6 +24,7 @@ pub struct GemmStreamParams {
     inputs: u32,
     outputs: u32,
     full: u32,
+    parts: u32,
     tile: u32,
     boxes: u32,
     stages: u32,
@@ -42,7 +43,7 @@ const ROWS: [(usize, &str); 2] = [(8, "gemm_stream_8"), (16, "gemm_stream_16")];
 const WARPS: usize = 8;
 const THREADS: u32 = 320;
 
-/// Outputs of a unit of work, units of a warp, and units of a block's tile at most: a box has no
+/// Rows of the weight in a unit of work, units of a warp, and units of a block's tile at most: a box has no
 /// more rows.
 const UNIT: usize = 16;
 const UNITS_OF_WARP: usize = 2;
@@ -91,25 +92,28 @@ impl GemmStream {
         rows <= ROWS[ROWS.len() - 1].0 && inputs.is_multiple_of(BOX)
     }
 
+    /// `outputs` are those of one part: of two, the result is `silu(gate) * up`.
     pub fn launch(
         &self,
         device: &Device,
         out: DType,
         at: &Addresses,
-        (rows, inputs, outputs): (usize, usize, usize),
+        Size { rows, inputs, outputs, parts }: Size,
     ) -> Result<()> {
         let kernel = self.0.iter().find(|(most, _)| rows <= *most);
         let (most, kernel) = kernel.expect("asked for a product of too many rows: this is a bug");
-        let cut = Cut::new(device.processors, *most, outputs);
+        let cut = Cut::new(device.processors, *most, parts * outputs);
+        let part_rows = cut.tile / parts;
         let params = GemmStreamParams {
-            weight: map(device.dtype, at.weight, (outputs, inputs), (cut.tile, cut.boxes))?,
-            x: map(device.dtype, at.x, (rows, inputs), (*most, cut.boxes))?,
+            weight: map(device.dtype, at.weight, [parts, outputs, inputs], [part_rows, cut.boxes])?,
+            x: map(device.dtype, at.x, [1, rows, inputs], [*most, cut.boxes])?,
             bias: at.bias.unwrap_or(0),
             out: at.out,
             rows: to_u32(rows),
             inputs: to_u32(inputs),
             outputs: to_u32(outputs),
             full: u32::from(out == DType::F32),
+            parts: to_u32(parts),
             tile: to_u32(cut.tile),
             boxes: to_u32(cut.boxes),
             stages: to_u32(cut.stages),
@@ -123,11 +127,20 @@ impl GemmStream {
     }
 }
 
+/// The size of a product whose weight is `[parts, outputs, inputs]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Size {
+    pub rows: usize,
+    pub inputs: usize,
+    pub outputs: usize,
+    pub parts: usize,
+}
+
 /// How one product is shared among a device's blocks, and how a block uses its shared memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Cut {
     blocks: usize,
-    /// Outputs that a block takes at once.
+    /// Rows of the weight that a block takes at once.
     tile: usize,
     /// Boxes of each operand in a stage of the ring.
     boxes: usize,
@@ -139,45 +152,46 @@ struct Cut {
 }
 
 impl Cut {
-    /// All blocks read as much, up to 16 outputs.
-    fn new(processors: usize, rows: usize, outputs: usize) -> Self {
-        let units = outputs.div_ceil(UNIT).div_ceil(processors);
+    /// All blocks read as much, up to 16 rows of the weight.
+    fn new(processors: usize, rows: usize, weight_rows: usize) -> Self {
+        let units = weight_rows.div_ceil(UNIT).div_ceil(processors);
         let tile = units.div_ceil(units.div_ceil(UNITS_MAX)) * UNIT;
-        let blocks = outputs.div_ceil(tile).min(processors);
+        let blocks = weight_rows.div_ceil(tile).min(processors);
         let boxes = (STAGE_BYTES / (tile * BOX_ROW_BYTES)).clamp(1, BOXES_MAX);
         let weight = boxes * tile * BOX_ROW_BYTES;
         let stage = weight + boxes * rows * BOX_ROW_BYTES;
         let sums = WARPS * rows * SUMS_STRIDE * size_of::<f32>();
         let room = SHARED_BYTES - 2 * BARRIERS_BYTES;
         // Behind its only tile, a block has no use for the ring.
-        let alone = outputs.div_ceil(tile) <= blocks;
+        let alone = weight_rows.div_ceil(tile) <= blocks;
         let stages = (if alone { room } else { room - sums } / stage).min(STAGES_MAX);
         let sums = BARRIERS_BYTES + if alone { 0 } else { stages * stage };
         Self { blocks, tile, boxes, stages, flight: (FLIGHT_BYTES / weight).max(1), sums }
     }
 }
 
-/// A matrix of which boxes of so many rows are copied, so many side by side at once.
+/// A matrix in parts of which boxes are copied: of so many rows of every part, and so many side by
+/// side at once.
 fn map(
     dtype: DType,
     address: u64,
-    (rows, cols): (usize, usize),
-    (box_rows, boxes): (usize, usize),
+    [parts, rows, cols]: [usize; 3],
+    [box_rows, boxes]: [usize; 2],
 ) -> Result<CUtensorMap> {
     let element = match dtype {
         DType::Bf16 => CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
         _ => CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
     };
-    let dims = [BOX as u64, rows as u64, (cols / BOX) as u64];
-    let strides = [cols, BOX].map(|elements| (elements * dtype.bytes()) as u64);
-    let (sides, apart) = ([BOX, box_rows, boxes].map(to_u32), [1, 1, 1]);
+    let dims = [BOX, rows, parts, cols / BOX].map(|len| len as u64);
+    let strides = [cols, rows * cols, BOX].map(|elements| (elements * dtype.bytes()) as u64);
+    let (sides, apart) = ([BOX, box_rows, parts, boxes].map(to_u32), [1; 4]);
     let mut map = CUtensorMap { opaque: [0; 16] };
     // SAFETY: all arrays have as many entries as the matrix has dimensions, or one less of strides.
     let made = unsafe {
         sys::cuTensorMapEncodeTiled(
             &raw mut map,
             element,
-            3,
+            4,
             address as *mut _,
             dims.as_ptr(),
             strides.as_ptr(),
@@ -199,7 +213,7 @@ mod tests {
 
     #[test]
     fn every_block_reads_as_much_as_the_others() {
-        let cut = |rows, outputs| Cut::new(132, rows, outputs);
+        let cut = |rows, weight_rows| Cut::new(132, rows, weight_rows);
         let o = Cut { blocks: 128, tile: 32, boxes: 4, stages: 9, flight: 4, sums: 1024 };
         assert_eq!(cut(8, 4096), o);
         let gate_up = Cut { blocks: 128, tile: 224, boxes: 1, stages: 6, flight: 2, sums: 1024 };

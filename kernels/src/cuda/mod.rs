@@ -239,6 +239,22 @@ impl Ops for Cuda {
         self.gemm.run(&self.device, rows, gemm::Operands { x, weight, bias, out })
     }
 
+    fn gemm_silu_mul(
+        &mut self,
+        x: &Buf,
+        weight: &Weight,
+        (rows, width): (usize, usize),
+        gate_up: &mut Buf,
+        out: &mut Buf,
+    ) -> Result<()> {
+        let mut operands = gemm::Operands { x, weight, bias: None, out };
+        if gemm::gemm_silu_mul(&self.device, rows, &mut operands)? {
+            return Ok(());
+        }
+        self.gemm(x, weight, None, rows, gate_up)?;
+        self.silu_mul(gate_up, width, rows, out)
+    }
+
     fn head_norm(
         &mut self,
         qkv: &mut Buf,

@@ -52,12 +52,44 @@ pub fn check<O: Ops>(bench: &mut Bench<O>) {
             }
         }
     }
+    for (rows, input, width) in
+        [(1, 64, 8), (5, 128, 1001), (8, 320, 2200), (16, 576, 40), (17, 64, 24)]
+    {
+        for dtype in bench.dtypes() {
+            let (x, weight) =
+                (bench.random.values(rows * input), bench.random.values(2 * width * input));
+            let gated = Gated { x, input, weight, dtype };
+            bench.agree(&format!("gated {rows} x {input} x {width} {dtype}"), dtype, &gated);
+        }
+    }
     for dtype in bench.dtypes() {
         let wide = elements(&bench.random.values(10 * 40), dtype);
         let other = elements(&bench.random.values(5 * 23), DType::F32);
         let x = bench.random.values(2 * 23);
         let stacked = Stacked { wide, other, x, dtype };
         bench.agree(&format!("stacked views {dtype}"), dtype, &stacked);
+    }
+}
+
+/// `silu(x gate^T) * (x up^T)`.
+struct Gated {
+    x: Vec<f32>,
+    input: usize,
+    weight: Vec<f32>,
+    dtype: DType,
+}
+
+impl Case for Gated {
+    fn run<O: Ops>(&self, ops: &mut O) -> Vec<f32> {
+        let (rows, width) = (self.x.len() / self.input, self.weight.len() / self.input / 2);
+        // Small sums: of a large one, the exponential makes much of a small rounding.
+        let scaled: Vec<f32> = self.weight.iter().map(|weight| weight / 8.0).collect();
+        let weight = weight(ops, &scaled, self.input, self.dtype);
+        let x = upload(ops, &self.x);
+        let (mut gate_up, mut out) = (poisoned(ops, 2 * rows * width), poisoned(ops, rows * width));
+        let done = ops.gemm_silu_mul(&x, &weight, (rows, width), &mut gate_up, &mut out);
+        done.expect("gemm_silu_mul");
+        ops.read(&out, rows * width).expect("the output")
     }
 }
 
