@@ -137,6 +137,10 @@ pub trait Ops: Send + 'static {
     /// Rows of logits in memory at once: enough to read the LM head rarely, few enough to be small.
     const LOGIT_ROWS: usize = 64;
 
+    /// Whether [`Ops::embed`] finds the tokens that are pending in a batch, being those that
+    /// [`Ops::choose`] drew in the step before.
+    const FOLLOWS: bool = false;
+
     /// Activations.
     type Buf: Send;
     /// A weight matrix `[out, in]`, or a vector `[1, n]`.
@@ -337,6 +341,22 @@ pub trait Ops: Send + 'static {
         _first: usize,
     ) -> Result<()> {
         Ok(())
+    }
+
+    /// Starts to bring back what [`Ops::choose`] drew in this step, if that is all it was asked: no
+    /// more than two steps are under way. Where not, [`Ops::sample`] answers, before the next step.
+    fn fetch(&mut self, _step: &Self::Step) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// Whether the tokens of the oldest step under way are there.
+    fn is_fetched(&mut self) -> Result<bool> {
+        Ok(true)
+    }
+
+    /// Waits for the tokens of the oldest step under way.
+    fn fetched(&mut self) -> Result<Vec<u32>> {
+        Ok(Vec::new())
     }
 
     /// Answers the queries from `first` on, as many as `layout.rows` or as are left, after

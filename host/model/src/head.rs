@@ -90,11 +90,10 @@ impl<O: Ops> Head<O> {
         self.pick(pass, act, first..first + layout.rows)?;
         vocabulary.logits(pass.ops, &act.hidden, layout.rows, &mut self.part)?;
         self.gather(pass, layout.rows * layout.part_width)?;
-        if pass.comm.rank() == 0 {
-            let logits = if layout.parts == 1 { &self.part } else { &self.whole };
-            pass.ops.choose(logits, &layout, pass.step, first)?;
-        }
-        Ok(())
+        // On every rank, as all of them need what is drawn for the next step: equal logits are
+        // chosen from equally.
+        let logits = if layout.parts == 1 { &self.part } else { &self.whole };
+        Ok(pass.ops.choose(logits, &layout, pass.step, first)?)
     }
 
     fn layout<C: Comm<O::Buf>>(

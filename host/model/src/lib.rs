@@ -18,6 +18,7 @@ mod lora;
 mod mlp;
 mod pass;
 pub mod rank;
+mod step;
 mod rope;
 mod tensors;
 mod vocabulary;

@@ -1,5 +1,6 @@
 //! A leader and a follower in one process, over a real connection, with ranks that only talk.
 
+use std::collections::VecDeque;
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -23,13 +24,16 @@ struct Talker {
     rank: usize,
     fails: bool,
     log: Log,
+    started: VecDeque<Arc<Batch>>,
 }
+
+const SLOW: u32 = 80;
 
 type Log = Arc<Mutex<Vec<String>>>;
 
 impl Talker {
     fn build(rank: usize, fails: bool, log: &Log) -> Vec<Build> {
-        let talker = Self { rank, fails, log: Arc::clone(log) };
+        let talker = Self { rank, fails, log: Arc::clone(log), started: VecDeque::new() };
         vec![Box::new(move || Ok(Box::new(talker)))]
     }
 
@@ -39,9 +43,24 @@ impl Talker {
 }
 
 impl Work for Talker {
-    fn run(&mut self, batch: &Arc<Batch>) -> ModelResult<Vec<Answer>> {
+    fn start(&mut self, batch: &Arc<Batch>) -> ModelResult<()> {
         assert!(!self.fails, "out of tea");
         self.note(format!("{} runs {:?}", self.rank, batch.tokens));
+        self.started.push_back(Arc::clone(batch));
+        Ok(())
+    }
+
+    fn in_flight(&self) -> usize {
+        self.started.len()
+    }
+
+    /// This step is not done before the next is started.
+    fn is_done(&mut self) -> ModelResult<bool> {
+        Ok(self.started[0].tokens != [SLOW] || self.started.len() > 1)
+    }
+
+    fn answer(&mut self) -> ModelResult<Vec<Answer>> {
+        self.started.pop_front();
         Ok(vec![Answer { token: self.rank as u32, ..Answer::default() }])
     }
 
@@ -137,6 +156,24 @@ fn commands_reach_all_processes_and_the_first_answers() {
         "1 runs [5, 6]",
     ];
     assert_eq!(log, expected);
+}
+
+#[test]
+fn steps_run_ahead_in_all_processes() {
+    let Pair { mut leader, follower, .. } = pair(false);
+    let batch = |token| Arc::new(Batch { tokens: vec![token], ..Batch::default() });
+    leader.start(batch(SLOW));
+    for _ in 0..3 {
+        leader.start(batch(5));
+        assert_eq!(leader.finish().unwrap().answers, [Answer::default()]);
+        leader.start(batch(SLOW));
+        assert_eq!(leader.finish().unwrap().answers, [Answer::default()]);
+    }
+    leader.start(batch(5));
+    leader.load(Slot(3), generation("even")).unwrap();
+    assert!(leader.finish().is_ok() && leader.finish().is_ok());
+    drop(leader);
+    assert!(follower.join().unwrap().is_ok());
 }
 
 #[test]

@@ -1,0 +1,142 @@
+//! The forward pass of one rank: launched first, answered later, so that the next step can be
+//! launched in between.
+
+use std::sync::Arc;
+
+use collective::comm::Comm;
+use contract::counts::Purpose;
+use contract::step::{Answer, Batch};
+use kernels::ops::{Ops, Rows};
+
+use crate::error::{Error, Result};
+use crate::pass::Pass;
+use crate::rank::Rank;
+
+/// A step that was launched.
+pub enum Started {
+    /// Its answers, which took the host: it was waited for.
+    Answered(Vec<Answer>),
+    /// The tokens that the device drew are on their way; they are all that was asked.
+    Drawn,
+}
+
+impl<O: Ops, C: Comm<O::Buf>> Rank<O, C> {
+    /// Computes one step while none is in flight.
+    pub fn forward(&mut self, batch: &Arc<Batch>) -> Result<Vec<Answer>> {
+        self.start(batch)?;
+        self.answer()
+    }
+
+    /// Launches one step. Nothing waits for the device but what the host has to answer.
+    pub fn start(&mut self, batch: &Arc<Batch>) -> Result<()> {
+        let batch = &self.resolve(batch)?;
+        let step = self.launch(batch)?;
+        let started = if self.comm.rank() == 0 && self.ops.fetch(&step)? {
+            Started::Drawn
+        } else {
+            Started::Answered(self.sample(&step, batch)?)
+        };
+        self.started.push_back(started);
+        Ok(())
+    }
+
+    /// Steps whose answers nobody took yet.
+    pub fn in_flight(&self) -> usize {
+        self.started.len()
+    }
+
+    /// Whether the oldest step in flight has its answers.
+    pub fn is_done(&mut self) -> Result<bool> {
+        match self.started.front() {
+            Some(Started::Drawn) => Ok(self.ops.is_fetched()?),
+            _ => Ok(true),
+        }
+    }
+
+    /// The answers of the oldest step in flight, when they are there. The first rank returns them,
+    /// the others none.
+    pub fn answer(&mut self) -> Result<Vec<Answer>> {
+        let answers = match self.started.pop_front() {
+            Some(Started::Answered(answers)) => answers,
+            Some(Started::Drawn) => {
+                let answer = |token| Answer { token, ..Answer::default() };
+                self.ops.fetched()?.into_iter().map(answer).collect()
+            }
+            None => Vec::new(),
+        };
+        self.comm.settle(!self.started.is_empty())?;
+        Ok(answers)
+    }
+
+    /// The batch with the tokens that were pending, where the device does not put them in place.
+    fn resolve(&self, batch: &Arc<Batch>) -> Result<Arc<Batch>> {
+        if batch.pending.is_empty() || O::FOLLOWS {
+            return Ok(Arc::clone(batch));
+        }
+        if self.comm.ranks() > 1 {
+            let why = "pending tokens: on this backend only one of several ranks knows them";
+            return Err(Error::Step(why.to_owned()));
+        }
+        let mut resolved = (**batch).clone();
+        for pending in &batch.pending {
+            let token = self.drawn.get(pending.query as usize).copied();
+            let why = || Error::Step(format!("query {} was not asked", pending.query));
+            resolved.tokens[pending.row as usize] = token.ok_or_else(why)?;
+        }
+        Ok(Arc::new(resolved))
+    }
+
+    fn launch(&mut self, batch: &Arc<Batch>) -> Result<O::Step> {
+        let rows_max = if self.may_be_recorded(batch) { self.rows_max } else { 0 };
+        let step = self.ops.step(batch, rows_max)?;
+        let collectives = self.collectives();
+        let Self { ops, comm, vocabulary, layers, head, rope, activations, shrunk, .. } = self;
+        let adapted = batch.segments.iter().any(|segment| segment.slot.is_some());
+        let mut runs = 0;
+        comm.meet()?;
+        let launched = ops.launch(&step, |ops| -> Result<()> {
+            // Where it is launched twice, the second time is a recording.
+            comm.record(runs > 0);
+            runs += 1;
+            let shrunk = adapted.then_some(&mut *shrunk);
+            let mut pass = Pass { ops, comm, step: &step, rows: step.rows(), shrunk, rope };
+            vocabulary.embed(&mut pass, &mut activations.residual)?;
+            for (at, layer) in layers.iter_mut().enumerate() {
+                layer.forward(&mut pass, activations, at == 0)?;
+            }
+            let elements = pass.rows * head.hidden;
+            pass.ops.add(&activations.hidden, elements, &mut activations.residual)?;
+            head.start(&mut pass, activations, vocabulary)
+        });
+        comm.record(false);
+        launched?;
+        if runs == 0 {
+            comm.count(Purpose::Base, collectives);
+        }
+        comm.meet()?;
+        Ok(step)
+    }
+
+    /// Waits for the device, and answers on the host what it has to.
+    fn sample(&mut self, step: &O::Step, batch: &Batch) -> Result<Vec<Answer>> {
+        let Self { ops, comm, vocabulary, head, rope, activations, .. } = self;
+        let mut pass = Pass { ops, comm, step, rows: step.rows(), shrunk: None, rope };
+        let answers = head.answer(&mut pass, activations, vocabulary, batch)?;
+        self.drawn.clear();
+        self.drawn.extend(answers.iter().map(|answer| answer.token));
+        Ok(answers)
+    }
+
+    /// Whether a graph may be recorded for steps like this one. An adapter's own exchange is as
+    /// long as the batch's adapters make it, so it cannot be part of one. All ranks come to the
+    /// same answer, as they must: a replayed collective meets none that is launched by itself.
+    fn may_be_recorded(&self, batch: &Batch) -> bool {
+        let slots = batch.segments.iter().filter_map(|segment| segment.slot);
+        slots.into_iter().all(|slot| !self.exchanging.contains(&slot))
+    }
+
+    /// Of a recorded step: one for the embedding, two a layer, one for the logits.
+    fn collectives(&self) -> u64 {
+        2 * self.layers.len() as u64 + 2
+    }
+}
