@@ -7,6 +7,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use contract::adapter::{Exchange, Slot};
 use contract::step::{Answer, Batch};
@@ -357,6 +358,17 @@ pub trait Ops: Send + 'static {
     /// Waits for the tokens of the oldest step under way.
     fn fetched(&mut self) -> Result<Vec<u32>> {
         Ok(Vec::new())
+    }
+
+    /// Has steps from now on tell how long the device stood idle before them, where it can.
+    fn time_idle(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// How long the device stood idle before the oldest step that was not asked about. Its results
+    /// are there.
+    fn idle(&mut self) -> Result<Option<Duration>> {
+        Ok(None)
     }
 
     /// Answers the queries from `first` on, as many as `layout.rows` or as are left, after

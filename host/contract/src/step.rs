@@ -123,6 +123,8 @@ pub struct StepOutput {
     pub answers: Vec<Answer>,
     /// Time that the ranks spent on the step.
     pub elapsed: Duration,
+    /// How long the first rank's device stood idle before it, where that is measured.
+    pub idle: Option<Duration>,
 }
 
 /// Why the ranks could not do what was asked. After [`Fault::Dead`] nothing will work.

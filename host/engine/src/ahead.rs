@@ -12,8 +12,9 @@
 //!   is not full, so it has no name and nobody shares it; and a sequence keeps its blocks and its
 //!   lease until no step in flight has a row of it, so nobody else has them before the row is
 //!   computed.
-//! - *Blocks are named* when the step that filled them is settled, so their contents are there and
-//!   the tokens that name them are known; those of a sequence that has ended are not named any more.
+//! - *Blocks are named* when the step that filled them is settled: their contents are there, and
+//!   the tokens that name them are known. Those of a sequence that has ended get no names any
+//!   more.
 //! - *Slots* are loaded and emptied in the order of commands, behind what is in flight.
 
 use std::time::Instant;

@@ -33,7 +33,7 @@ pub struct Rank<O: Ops, C: Comm<O::Buf>> {
     /// Slots whose adapters need collectives of their own.
     pub(crate) exchanging: HashSet<Slot>,
     /// Steps that were launched and whose answers nobody took yet, the oldest first.
-    pub(crate) started: VecDeque<Started>,
+    pub(crate) started: VecDeque<Started<O::Step>>,
     /// Tokens of the last answers that the host found.
     pub(crate) drawn: Vec<u32>,
 }

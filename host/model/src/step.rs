@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use collective::comm::Comm;
 use contract::counts::Purpose;
-use contract::step::{Answer, Batch};
+use contract::step::{Answer, Batch, Query, StepOutput};
 use kernels::ops::{Ops, Rows};
 
 use crate::error::{Error, Result};
@@ -13,26 +13,25 @@ use crate::pass::Pass;
 use crate::rank::Rank;
 
 /// A step that was launched.
-pub enum Started {
-    /// Its answers, which took the host: it was waited for.
-    Answered(Vec<Answer>),
+pub enum Started<S> {
     /// The tokens that the device drew are on their way; they are all that was asked.
     Drawn,
+    /// The host has to look at the logits: nothing is launched before it has.
+    Asked(S, Arc<Batch>),
+    /// Its answers.
+    Answered(Vec<Answer>),
 }
 
 impl<O: Ops, C: Comm<O::Buf>> Rank<O, C> {
-    /// Computes one step while none is in flight.
-    pub fn forward(&mut self, batch: &Arc<Batch>) -> Result<Vec<Answer>> {
-        self.start(batch)?;
-        self.answer()
-    }
-
-    /// Launches one step. Nothing waits for the device but what the host has to answer.
+    /// Launches one step, and waits for the device only where more has to be launched after.
     pub fn start(&mut self, batch: &Arc<Batch>) -> Result<()> {
         let batch = &self.resolve(batch)?;
         let step = self.launch(batch)?;
+        let followed = batch.queries.iter().all(Query::is_followed);
         let started = if self.comm.rank() == 0 && self.ops.fetch(&step)? {
             Started::Drawn
+        } else if O::FOLLOWS && !followed {
+            Started::Asked(step, Arc::clone(batch))
         } else {
             Started::Answered(self.sample(&step, batch)?)
         };
@@ -55,17 +54,28 @@ impl<O: Ops, C: Comm<O::Buf>> Rank<O, C> {
 
     /// The answers of the oldest step in flight, when they are there. The first rank returns them,
     /// the others none.
-    pub fn answer(&mut self) -> Result<Vec<Answer>> {
+    pub fn answer(&mut self) -> Result<StepOutput> {
         let answers = match self.started.pop_front() {
-            Some(Started::Answered(answers)) => answers,
             Some(Started::Drawn) => {
                 let answer = |token| Answer { token, ..Answer::default() };
                 self.ops.fetched()?.into_iter().map(answer).collect()
             }
+            Some(Started::Asked(step, batch)) => self.sample(&step, &batch)?,
+            Some(Started::Answered(answers)) => answers,
             None => Vec::new(),
         };
         self.comm.settle(!self.started.is_empty())?;
-        Ok(answers)
+        // Only the first rank has waited for its device.
+        let idle = if self.comm.rank() == 0 { self.ops.idle()? } else { None };
+        Ok(StepOutput { answers, idle, ..StepOutput::default() })
+    }
+
+    /// From now on, steps tell how long the first rank's device stood idle before them.
+    pub fn time_idle(&mut self) -> Result<()> {
+        match self.comm.rank() {
+            0 => Ok(self.ops.time_idle()?),
+            _ => Ok(()),
+        }
     }
 
     /// The batch with the tokens that were pending, where the device does not put them in place.

@@ -8,7 +8,7 @@ use config::launch::Launch;
 use config::settings;
 use contract::adapter::{Generation, Slot};
 use contract::counts::CollectiveCounts;
-use contract::step::{Answer, Batch, Executor, Fault, StepOutput};
+use contract::step::{Batch, Executor, Fault, StepOutput};
 use kernels::cuda::NcclName;
 use model::blueprint::Progress;
 use model::hf::ModelConfig;
@@ -197,15 +197,20 @@ impl Group {
         &self.counts
     }
 
-    /// Has all ranks do one thing, behind the steps in flight; the first rank's answers.
-    pub fn call(&mut self, command: &Command) -> Result<Vec<Answer>, Fault> {
+    /// From now on, steps tell how long the first rank's device stood idle before them.
+    pub fn time_idle(&mut self) -> Result<(), Fault> {
+        self.call(&Command::TimeIdle)
+    }
+
+    /// Has all ranks do one thing, behind the steps in flight.
+    fn call(&mut self, command: &Command) -> Result<(), Fault> {
         self.send(command)?;
         for at in 0..self.flights.len() {
             if let Flight::Sent(started) = self.flights[at] {
                 self.flights[at] = Flight::Done(self.land(started));
             }
         }
-        self.replies()
+        self.replies().map(drop)
     }
 
     /// What gives this process's ranks their commands. They cannot end before it is dropped.
@@ -228,22 +233,22 @@ impl Group {
     /// Waits for the oldest step that was sent. Its time is from the end of the one before, where
     /// it was started earlier.
     fn land(&mut self, started: Instant) -> Result<StepOutput, Fault> {
-        let answers = self.replies()?;
+        let output = self.replies()?;
         let elapsed = started.max(self.landed).elapsed();
         self.landed = Instant::now();
-        Ok(StepOutput { answers, elapsed })
+        Ok(StepOutput { elapsed, ..output })
     }
 
-    /// One reply of every rank: the first rank's answers, or the worst failure.
-    pub fn replies(&mut self) -> Result<Vec<Answer>, Fault> {
+    /// One reply of every rank: the first rank's, or the worst failure.
+    pub fn replies(&mut self) -> Result<StepOutput, Fault> {
         if let Some((rank, message)) = self.dead.clone() {
             return Err(Fault::Dead { rank, message });
         }
-        let mut answers = Vec::new();
+        let mut output = StepOutput::default();
         let mut worst: Option<(Failure, usize)> = None;
         for (index, worker) in self.workers.iter().enumerate() {
             match worker.reply() {
-                Ok(reply) if index == 0 => answers = reply,
+                Ok(reply) if index == 0 => output = reply,
                 Ok(_) => {}
                 Err(failure) => worst = worst.max(Some((failure, self.first + index))),
             }
@@ -256,7 +261,7 @@ impl Group {
             worst = remotes.replies().into_iter().map(Some).fold(worst, Option::max);
         }
         match worst {
-            None => Ok(answers),
+            None => Ok(output),
             Some((Failure::Refused(message), _)) => Err(Fault::Refused(message)),
             Some((Failure::Follower(message) | Failure::Dead(message), rank)) => {
                 self.dead = Some((rank, message.clone()));
@@ -294,7 +299,7 @@ impl Executor for Group {
 
     fn load(&mut self, slot: Slot, generation: Arc<Generation>) -> Result<(), Fault> {
         match self.call(&Command::Load(slot, generation)) {
-            Ok(_) => Ok(()),
+            Ok(()) => Ok(()),
             Err(fault @ Fault::Refused(_)) => {
                 self.unload(slot)?;
                 Err(fault)
@@ -304,7 +309,7 @@ impl Executor for Group {
     }
 
     fn unload(&mut self, slot: Slot) -> Result<(), Fault> {
-        self.call(&Command::Unload(slot)).map(drop)
+        self.call(&Command::Unload(slot))
     }
 }
 

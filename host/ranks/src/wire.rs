@@ -336,6 +336,7 @@ impl Command {
                 put_part(generation, ranks, out);
             }
             Self::Unload(slot) => (2_u8, *slot).put(out),
+            Self::TimeIdle => 3_u8.put(out),
         }
     }
 }
@@ -350,6 +351,7 @@ impl Wire for Command {
             0 => Some(Self::Run(Wire::get(from)?)),
             1 => Some(Self::Load(Wire::get(from)?, Wire::get(from)?)),
             2 => Some(Self::Unload(Wire::get(from)?)),
+            3 => Some(Self::TimeIdle),
             _ => None,
         }
     }

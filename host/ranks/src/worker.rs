@@ -13,7 +13,7 @@ use std::thread::{self, JoinHandle};
 
 use collective::comm::{Comm, CommError};
 use contract::adapter::{Generation, Slot};
-use contract::step::{Answer, Batch};
+use contract::step::{Batch, StepOutput};
 use kernels::error::Error as Kernel;
 use kernels::ops::Ops;
 use model::error::{Error, Result};
@@ -31,7 +31,12 @@ pub trait Work {
     fn is_done(&mut self) -> Result<bool>;
 
     /// See [`Rank::answer`].
-    fn answer(&mut self) -> Result<Vec<Answer>>;
+    fn answer(&mut self) -> Result<StepOutput>;
+
+    /// See [`Rank::time_idle`].
+    fn time_idle(&mut self) -> Result<()> {
+        Ok(())
+    }
 
     /// See [`Rank::load`].
     fn load(&mut self, slot: Slot, generation: &Generation) -> Result<()>;
@@ -53,8 +58,12 @@ impl<O: Ops, C: Comm<O::Buf>> Work for Rank<O, C> {
         Rank::is_done(self)
     }
 
-    fn answer(&mut self) -> Result<Vec<Answer>> {
+    fn answer(&mut self) -> Result<StepOutput> {
         Rank::answer(self)
+    }
+
+    fn time_idle(&mut self) -> Result<()> {
+        Rank::time_idle(self)
     }
 
     fn load(&mut self, slot: Slot, generation: &Generation) -> Result<()> {
@@ -75,6 +84,7 @@ pub enum Command {
     Run(Arc<Batch>),
     Load(Slot, Arc<Generation>),
     Unload(Slot),
+    TimeIdle,
 }
 
 /// Why a command failed, the least telling first.
@@ -88,8 +98,8 @@ pub enum Failure {
     Dead(String),
 }
 
-/// The answers of a run on the first rank; empty otherwise.
-pub type Reply = std::result::Result<Vec<Answer>, Failure>;
+/// What a run brought on the first rank; empty otherwise.
+pub type Reply = std::result::Result<StepOutput, Failure>;
 
 /// Commands that a rank has not replied to: two steps in flight, and a load behind them.
 pub const COMMANDS_MAX: usize = 3;
@@ -180,11 +190,12 @@ fn obey(build: Build, commands: &Receiver<Command>, replies: &SyncSender<Reply>)
         Err(error) => return End::Failed(failure(error)),
     };
     let mut obedient = Obedient { rank: rank.as_mut(), replies };
-    let mut going = obedient.tell(Ok(Vec::new()));
+    let mut going = obedient.tell(Ok(StepOutput::default()));
     loop {
         going = match going.and_then(|()| obedient.next(commands)) {
             Ok(command) => obedient.execute(command),
-            Err(end) => return end,
+            Err(End::Over) => return obedient.land(),
+            Err(failed) => return failed,
         };
     }
 }
@@ -229,13 +240,24 @@ impl Obedient<'_> {
                 self.rank.unload(slot);
                 Ok(())
             }
+            Command::TimeIdle => self.rank.time_idle(),
         };
-        let reply = lasting(done.map(|()| Vec::new()))?;
+        let reply = lasting(done.map(|()| StepOutput::default()))?;
         // The steps in flight come first.
         while self.rank.in_flight() > 0 {
             self.answer()?;
         }
         self.tell(reply)
+    }
+
+    /// Waits for the steps in flight, whose answers nobody wants.
+    fn land(&mut self) -> End {
+        while self.rank.in_flight() > 0 {
+            if let Err(error) = self.rank.answer() {
+                return End::Failed(failure(error));
+            }
+        }
+        End::Over
     }
 
     fn answer(&mut self) -> std::result::Result<(), End> {
@@ -250,7 +272,7 @@ impl Obedient<'_> {
 }
 
 /// The reply of a rank that goes on after it.
-fn lasting(result: Result<Vec<Answer>>) -> std::result::Result<Reply, End> {
+fn lasting(result: Result<StepOutput>) -> std::result::Result<Reply, End> {
     match result.map_err(failure) {
         Err(failure @ (Failure::Follower(_) | Failure::Dead(_))) => Err(End::Failed(failure)),
         reply => Ok(reply),

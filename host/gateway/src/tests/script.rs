@@ -117,7 +117,8 @@ impl Executor for Script {
         let batch = self.started.take().expect("a step was started");
         sleep(self.step);
         let answers = batch.queries.iter().map(|query| self.answer(&batch, query));
-        Ok(StepOutput { answers: answers.collect::<Result<_, _>>()?, elapsed: self.step })
+        let answers = answers.collect::<Result<_, _>>()?;
+        Ok(StepOutput { answers, elapsed: self.step, ..StepOutput::default() })
     }
 
     fn load(&mut self, slot: Slot, _: Arc<Generation>) -> Result<(), Fault> {

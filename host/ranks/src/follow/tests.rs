@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use contract::adapter::{Exchange, Generation, GenerationId, Kind, LayerPairs, LocalPair};
 use contract::adapter::{PairShape, Slot};
-use contract::step::{Answer, Batch, Executor};
+use contract::step::{Answer, Batch, Executor, StepOutput};
 use model::error::{Error, Result as ModelResult};
 
 use super::*;
@@ -59,9 +59,10 @@ impl Work for Talker {
         Ok(self.started[0].tokens != [SLOW] || self.started.len() > 1)
     }
 
-    fn answer(&mut self) -> ModelResult<Vec<Answer>> {
+    fn answer(&mut self) -> ModelResult<StepOutput> {
         self.started.pop_front();
-        Ok(vec![Answer { token: self.rank as u32, ..Answer::default() }])
+        let answers = vec![Answer { token: self.rank as u32, ..Answer::default() }];
+        Ok(StepOutput { answers, ..StepOutput::default() })
     }
 
     fn load(&mut self, slot: Slot, generation: &Generation) -> ModelResult<()> {

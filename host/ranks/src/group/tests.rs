@@ -7,6 +7,7 @@ use collective::comm::Comm;
 use collective::threads::ThreadComm;
 use contract::adapter::{GenerationId, Kind};
 use contract::counts::Purpose;
+use contract::step::Answer;
 use model::error::{Error, Result};
 
 use super::*;
@@ -69,10 +70,11 @@ impl Work for Scripted {
         Ok(self.started[0] != SLOW + 1 || self.started.len() > 1)
     }
 
-    fn answer(&mut self) -> Result<Vec<Answer>> {
+    fn answer(&mut self) -> Result<StepOutput> {
         self.note("answer");
         let token = self.started.pop_front().unwrap();
-        Ok(vec![Answer { token, ..Answer::default() }])
+        let answers = vec![Answer { token, ..Answer::default() }];
+        Ok(StepOutput { answers, ..StepOutput::default() })
     }
 
     fn load(&mut self, _: Slot, _: &Generation) -> Result<()> {
