@@ -25,7 +25,7 @@ mod weights;
 mod failures;
 
 /// The tiny models and adapters of `fixtures/goldens`, and groups that run them.
-mod fixture;
+pub mod fixture;
 
 /// Pieces of sequences as batches, and the logprobs that a group answers with.
 mod feed;
