@@ -39,6 +39,7 @@ fn obey(
     let lost = |error: std::io::Error| meeting_failed(launch, error.to_string());
     wire::send(&mut stream, |out| told.put(out)).map_err(lost)?;
     let (mut group, give_up) = built?;
+    let _deaf = Deaf(stream.try_clone().map_err(lost)?);
     let given = attend(stream.try_clone().map_err(lost)?, group.orders(), give_up).map_err(lost)?;
     for () in given {
         let reply: RemoteReply = match group.replies() {
@@ -51,11 +52,20 @@ fn obey(
             break;
         }
     }
-    // Nothing is passed on any more, so ranks that wait for a command can end.
-    let _ = stream.shutdown(Shutdown::Both);
     match group.dead() {
         Some((rank, message)) => Err(StartError::Rank { rank, message }),
         None => Ok(()),
+    }
+}
+
+/// Hears no more commands once it is dropped: who passes them on ends, and only then can ranks that
+/// wait for one. What was said before is still on its way.
+struct Deaf(TcpStream);
+
+impl Drop for Deaf {
+    fn drop(&mut self) {
+        // It may be closed already.
+        let _ = self.0.shutdown(Shutdown::Read);
     }
 }
 

@@ -192,10 +192,10 @@ fn what_one_process_refuses_happens_in_none() {
 #[test]
 fn a_rank_that_fails_elsewhere_is_named_and_ours_are_freed() {
     let Pair { mut leader, follower, freed, .. } = pair(true);
-    for _ in 0..2 {
-        let Err(Fault::Dead { rank: 1, message }) = leader.run(Arc::default()) else {
-            panic!("ran")
-        };
+    leader.start(Arc::default());
+    leader.start(Arc::default());
+    for after in [leader.finish(), leader.finish(), leader.run(Arc::default())] {
+        let Err(Fault::Dead { rank: 1, message }) = after else { panic!("ran") };
         assert!(message.contains("out of tea"), "{message}");
     }
     let Err(StartError::Rank { rank: 1, message }) = follower.join().unwrap() else {
