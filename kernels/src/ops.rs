@@ -138,8 +138,8 @@ pub trait Ops: Send + 'static {
     /// Rows of logits in memory at once: enough to read the LM head rarely, few enough to be small.
     const LOGIT_ROWS: usize = 64;
 
-    /// Whether [`Ops::embed`] finds the tokens that are pending in a batch, being those that
-    /// [`Ops::choose`] drew in the step before.
+    /// Whether what [`Ops::choose`] drew can be fetched, and is found by [`Ops::embed`] in the next
+    /// step, for the tokens that are pending there.
     const FOLLOWS: bool = false;
 
     /// Activations.
@@ -344,10 +344,10 @@ pub trait Ops: Send + 'static {
         Ok(())
     }
 
-    /// Starts to bring back what [`Ops::choose`] drew in this step, if that is all it was asked: no
-    /// more than two steps are under way. Where not, [`Ops::sample`] answers, before the next step.
-    fn fetch(&mut self, _step: &Self::Step) -> Result<bool> {
-        Ok(false)
+    /// Where [`Self::FOLLOWS`]: starts to bring back what [`Ops::choose`] drew for the step's
+    /// `queries`, which is all that they ask. No more than two steps are under way.
+    fn fetch(&mut self, _queries: usize) -> Result<()> {
+        Ok(())
     }
 
     /// Whether the tokens of the oldest step under way are there.

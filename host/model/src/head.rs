@@ -53,6 +53,18 @@ impl<O: Ops> Head<O> {
         self.launch(pass, act, vocabulary, 0)
     }
 
+    /// Launches all other chunks: nothing is read back, as tokens are all that is asked.
+    pub fn rest<C: Comm<O::Buf>>(
+        &mut self,
+        pass: &mut Pass<'_, O, C>,
+        act: &mut Activations<O>,
+        vocabulary: &Vocabulary<O>,
+        queries: usize,
+    ) -> Result<()> {
+        let mut chunks = (0..queries).step_by(self.chunk_rows).skip(1);
+        chunks.try_for_each(|first| self.launch(pass, act, vocabulary, first))
+    }
+
     /// Answers all queries on the first rank, on the others nothing; the first chunk is under way.
     pub fn answer<C: Comm<O::Buf>>(
         &mut self,

@@ -23,17 +23,17 @@ pub enum Started<S> {
 }
 
 impl<O: Ops, C: Comm<O::Buf>> Rank<O, C> {
-    /// Launches one step, and waits for the device only where more has to be launched after.
+    /// Launches one step. Nothing waits for the device: what the host has to answer is answered
+    /// when it is asked for.
     pub fn start(&mut self, batch: &Arc<Batch>) -> Result<()> {
         let batch = &self.resolve(batch)?;
         let step = self.launch(batch)?;
-        let followed = batch.queries.iter().all(Query::is_followed);
-        let started = if self.comm.rank() == 0 && self.ops.fetch(&step)? {
-            Started::Drawn
-        } else if O::FOLLOWS && !followed {
-            Started::Asked(step, Arc::clone(batch))
-        } else {
+        let started = if !O::FOLLOWS {
             Started::Answered(self.sample(&step, batch)?)
+        } else if batch.queries.iter().all(Query::is_followed) {
+            self.draw(&step, batch.queries.len())?
+        } else {
+            Started::Asked(step, Arc::clone(batch))
         };
         self.started.push_back(started);
         Ok(())
@@ -125,6 +125,18 @@ impl<O: Ops, C: Comm<O::Buf>> Rank<O, C> {
         }
         comm.meet()?;
         Ok(step)
+    }
+
+    /// Launches all draws of a step. The first rank brings them back; all have them for the next.
+    fn draw(&mut self, step: &O::Step, queries: usize) -> Result<Started<O::Step>> {
+        let Self { ops, comm, vocabulary, head, rope, activations, .. } = self;
+        let mut pass = Pass { ops, comm, step, rows: step.rows(), shrunk: None, rope };
+        head.rest(&mut pass, activations, vocabulary, queries)?;
+        if self.comm.rank() > 0 {
+            return Ok(Started::Answered(Vec::new()));
+        }
+        self.ops.fetch(queries)?;
+        Ok(Started::Drawn)
     }
 
     /// Waits for the device, and answers on the host what it has to.

@@ -53,7 +53,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use contract::adapter::{Exchange, Slot};
-use contract::step::{Answer, Batch, Query};
+use contract::step::{Answer, Batch};
 use contract::tensor::DType;
 
 use crate::error::{Error, Result};
@@ -112,7 +112,7 @@ impl Cuda {
             scratch: Scratch::new(&device.stream)?,
             graphs: Graphs::default(),
             exchanges: false,
-            tokens: Tokens::new(&device, Self::LOGIT_ROWS)?,
+            tokens: Tokens::new(&device)?,
             idle: Idle::default(),
             indices: IndexPool::new(&device.stream)?,
             upload: Upload::new(&device.stream)?,
@@ -348,13 +348,8 @@ impl Ops for Cuda {
         }
     }
 
-    fn fetch(&mut self, step: &Step) -> Result<bool> {
-        let queries = &step.batch.queries;
-        let all = queries.iter().all(Query::is_followed) && queries.len() <= Self::LOGIT_ROWS;
-        if all {
-            self.tokens.fetch(&self.device, queries.len())?;
-        }
-        Ok(all)
+    fn fetch(&mut self, queries: usize) -> Result<()> {
+        self.tokens.fetch(&self.device, queries)
     }
 
     fn time_idle(&mut self) -> Result<()> {

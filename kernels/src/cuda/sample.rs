@@ -43,12 +43,12 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// Room for any step; `rows` of it come back at once.
-    pub fn new(device: &Device, rows: usize) -> Result<Self> {
-        let word = size_of::<u32>();
-        let host = || Download::new(&device.context, rows * word);
+    /// Room for any step.
+    pub fn new(device: &Device) -> Result<Self> {
+        let bytes = QUERIES_MAX * size_of::<u32>();
+        let host = || Download::new(&device.context, bytes);
         Ok(Self {
-            device: Memory::zeroed(&device.stream, QUERIES_MAX * word, "sampled tokens")?,
+            device: Memory::zeroed(&device.stream, bytes, "sampled tokens")?,
             hosts: [host()?, host()?],
             under_way: 0,
         })
@@ -59,10 +59,10 @@ impl Tokens {
         self.device.address()
     }
 
-    /// Starts to bring back the first `rows`.
-    pub fn fetch(&mut self, device: &Device, rows: usize) -> Result<()> {
+    /// Starts to bring back those of the first `queries`.
+    pub fn fetch(&mut self, device: &Device, queries: usize) -> Result<()> {
         assert!(self.under_way < 2, "three steps are under way: this is a bug");
-        self.hosts[0].start(&device.stream, &self.device, rows * size_of::<u32>())?;
+        self.hosts[0].start(&device.stream, &self.device, queries * size_of::<u32>())?;
         self.hosts.swap(0, 1);
         self.under_way += 1;
         Ok(())
