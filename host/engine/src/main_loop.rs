@@ -107,13 +107,16 @@ impl MainLoop {
     /// Runs until told to stop.
     pub fn run(mut self) {
         self.place_pinned();
-        while self.receive() {
+        let mut idle = false;
+        while self.receive(idle) {
             self.retire();
             let started = self.may_plan() && self.plan();
             let ahead = started && self.executor.runs_ahead();
-            if self.flights.len() > usize::from(ahead) {
+            let settles = self.flights.len() > usize::from(ahead);
+            if settles {
                 self.settle();
             }
+            idle = !started && !settles && self.settling.ended == 0;
         }
         while !self.flights.is_empty() {
             self.settle();
@@ -140,9 +143,9 @@ impl MainLoop {
     }
 
     /// Takes what was sent; waits for something when there is nothing else to do. False: stop.
-    fn receive(&mut self) -> bool {
+    fn receive(&mut self, idle: bool) -> bool {
         let mut command =
-            if self.is_idle() { self.commands.recv().ok() } else { self.commands.try_recv().ok() };
+            if idle { self.commands.recv().ok() } else { self.commands.try_recv().ok() };
         while let Some(received) = command {
             match received {
                 Command::Submit { request, entry, stream } => self.open(request, entry, stream),
@@ -153,10 +156,6 @@ impl MainLoop {
             command = self.commands.try_recv().ok();
         }
         true
-    }
-
-    fn is_idle(&self) -> bool {
-        self.plan.shares.is_empty() && self.flights.is_empty() && self.settling.ended == 0
     }
 
     fn open(&mut self, request: Request, entry: Option<Arc<Entry>>, mut stream: Box<Stream>) {
