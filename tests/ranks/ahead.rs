@@ -4,13 +4,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use adapters::cut::PlainSharding;
+use config::settings::Engine;
 use contract::adapter::Slot;
 use contract::sampling::Sampling;
 use contract::step::{Batch, Choice, Draw, Executor, Fault, Pending, Query};
 use ranks::group::Group;
 
 use super::feed::{Feed, batch};
-use super::fixture::Fixture;
+use super::fixture::{ENGINE, Fixture, parallel};
 
 /// Tokens that each sequence draws.
 const TOKENS: usize = 12;
@@ -114,6 +115,58 @@ fn draw(sequence: &Sequence<'_>, (row, index, drawn): (u32, usize, usize)) -> Qu
         output: 0..0,
     };
     Query { row, choice: Choice::Draw(draw), top_logprobs: None }
+}
+
+/// Room for more draws in a step than any backend keeps logits of.
+pub const CROWDED: Engine =
+    Engine { kv_cache_bytes: 8 << 20, batch_tokens_max: CROWD, sequences_max: CROWD, ..ENGINE };
+
+const CROWD: usize = 300;
+
+/// Four greedy tokens of each of a crowd of sequences, a row each.
+pub fn crowd(group: &mut Group, vocab: usize, ahead: bool) -> Vec<Vec<u32>> {
+    const STEPS: usize = 4;
+    let mut texts: Vec<Vec<u32>> = (0..CROWD).map(|at| vec![(at * 7 % vocab) as u32]).collect();
+    let settle = |group: &mut Group, texts: &mut Vec<Vec<u32>>| {
+        let answers = group.finish().unwrap().answers;
+        assert_eq!(answers.len(), CROWD);
+        texts.iter_mut().zip(answers).for_each(|(text, answer)| text.push(answer.token));
+    };
+    for step in 0..STEPS {
+        let last: Vec<_> = texts.iter().map(|text| text.get(step).copied().unwrap_or(0)).collect();
+        let feed = |(at, token)| Feed {
+            tokens: std::slice::from_ref(token),
+            start: step,
+            blocks: vec![at as u32],
+            slot: None,
+        };
+        let mut batch = batch(&last.iter().enumerate().map(feed).collect::<Vec<_>>());
+        let greedy = Arc::new(Sampling { temperature: 0.0, ..Sampling::default() });
+        let sequence = Sequence { prompt: &[], slot: None, sampling: greedy };
+        batch.queries = (0..CROWD as u32).map(|row| draw(&sequence, (row, 0, step))).collect();
+        if ahead && step > 0 {
+            batch.pending = (0..CROWD as u32).map(|row| Pending { row, query: row }).collect();
+        }
+        group.start(Arc::new(batch));
+        if !ahead || step > 0 {
+            settle(group, &mut texts);
+        }
+    }
+    if ahead {
+        settle(group, &mut texts);
+    }
+    texts
+}
+
+#[test]
+fn a_crowd_is_drawn_for_ahead_of_the_host() {
+    let fixture = Fixture::open("llama");
+    let model = fixture.model(fixture.base());
+    let mut group = fixture.start_with(&model, &parallel(1), &CROWDED).unwrap();
+    let vocab = fixture.config.shape.vocab;
+    let wanted = crowd(&mut group, vocab, false);
+    assert!(wanted.iter().any(|text| text[1..] != wanted[0][1..]));
+    assert_eq!(crowd(&mut group, vocab, true), wanted);
 }
 
 #[test]

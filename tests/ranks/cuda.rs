@@ -287,6 +287,18 @@ fn ahead_of_the_host_the_same_tokens_are_drawn_on_any_ranks() {
 }
 
 #[test]
+fn a_crowd_is_drawn_for_ahead_of_the_host_on_any_ranks() {
+    let Some((_one, cuts)) = cuts(&[Cut::One, Cut::Peer(2), Cut::Nccl(2)]) else { return };
+    let fixture = Fixture::open("llama");
+    let model = fixture.model(fixture.base());
+    for cut in cuts {
+        let mut group = fixture.start_with(&model, &cut.parallel(), &ahead::CROWDED).unwrap();
+        let mut texts = |ahead| ahead::crowd(&mut group, fixture.config.shape.vocab, ahead);
+        assert_eq!(texts(true), texts(false), "{cut:?}");
+    }
+}
+
+#[test]
 fn adapters_add_no_collective_unless_fully_sharded() {
     let Some((_one, cuts)) = cuts(&[Cut::Peer(2), Cut::Peer(4), Cut::Nccl(2)]) else { return };
     let fixture = Fixture::open("llama");
