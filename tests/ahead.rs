@@ -44,7 +44,8 @@ impl Executor for Eager {
 
 /// Few blocks and two slots for three adapters, so that sequences give way and slots change hands.
 fn start(fixture: &Fixture, ahead: bool) -> Engine {
-    let settings = settings::Engine { kv_cache_bytes: 96 << 10, prefix_cache: true, ..ENGINE };
+    let settings =
+        settings::Engine { kv_cache_bytes: Some(96 << 10), prefix_cache: true, ..ENGINE };
     let model = fixture.model(fixture.base());
     let group = fixture.start_with(&model, &parallel(1), &settings).unwrap();
     let shape = fixture.config.shape;

@@ -41,9 +41,30 @@ fn check_names_the_key_the_value_and_what_would_do() {
         ("demo/base", "demo/none", "no config.json in"),
         ("demo/adapters", "demo/none", "is not a folder"),
         ("demo/base", "goldens/qwen2/base", "tokenizer"),
+        (
+            "kv_cache_gib = 0.25",
+            "kv_cache_gib = 1e-6",
+            "engine.kv_cache_gib: 1073 bytes hold not one",
+        ),
+        (
+            "kv_cache_gib = 0.25",
+            "kv_cache_gib = \"lots\"",
+            "= \"lots\": a number of GiB above 0, or",
+        ),
     ] {
         let (good, text) = check_changed(from, to);
         assert!(!good && text.contains(expected), "{to}: no {expected:?} in\n{text}");
+    }
+}
+
+#[test]
+fn check_tells_how_large_the_kv_cache_is() {
+    for (gib, expected) in [
+        ("0.25", "kv cache  0.25 GiB: 104848 tokens, 2.5 KiB a token over all ranks"),
+        ("\"auto\"", "kv cache  auto: what there is room for, 2.5 KiB a token"),
+    ] {
+        let (good, text) = check_changed("kv_cache_gib = 0.25", &format!("kv_cache_gib = {gib}"));
+        assert!(good && text.contains(expected), "{gib}: no {expected:?} in\n{text}");
     }
 }
 

@@ -6,8 +6,9 @@
 
 #include "paged.cuh"
 
-constexpr int THREADS = 128, WARPS = THREADS / 32;
-constexpr u32 TILE = 128;       // positions that a block takes at once, 32 a warp
+// Two blocks of 6 warps leave each thread the registers that it needs.
+constexpr int WARPS = 6, THREADS = WARPS * 32;
+constexpr u32 TILE = THREADS;   // positions that a block takes at once, 32 a warp
 constexpr u32 CHUNKS_MAX = 16;  // bounds the memory of partial results
 constexpr u32 CHUNK_TILES_MIN = 2;  // adding up chunks costs more time than a tile
 

@@ -85,12 +85,18 @@ __device__ inline void keep_own(const AttentionParams& p, const Task& task, cons
     __syncthreads();
 }
 
+// 8 elements of a key or value. Counted in parts, 32 bits reach all of a cache.
+template <int DIM>
+__device__ inline uint4 part_of(const Element* cache, u32 slot, u32 part) {
+    return reinterpret_cast<const uint4*>(cache)[slot * (DIM / 8) + part];
+}
+
 template <int DIM>
 struct Decode {
     static constexpr int STEPS = DIM / 16;  // products that a score takes
     static constexpr int TILES = DIM / 16;  // products that 16 positions' values take
-    // There are no registers for the keys and the values of a wide head at once.
-    static constexpr bool WIDE = DIM > 128;
+    // Of the values, 64 elements at a time, those that there are registers for beside the keys.
+    static constexpr int EARLY = DIM > 128 ? 0 : DIM / 64;
 
     u32 query[STEPS][2];
     float largest[2], total[2], sum[TILES][4];
@@ -127,26 +133,29 @@ struct Decode {
     // The 16 positions that lie in `slot` of the lanes from `first` on, of which `seen` are seen.
     __device__ void take(const AttentionParams& p, u32 slot, u32 first, u32 seen) {
         const u32 g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-        auto at = [&](u32 i) { return static_cast<u64>(__shfl_sync(~0u, slot, first + i)) * DIM; };
-        const u64 low = at(g), high = at(g + 8);
-        const u64 places[4] = {at(2 * t), at(2 * t + 1), at(2 * t + 8), at(2 * t + 9)};
+        auto slot_of = [&](u32 i) { return __shfl_sync(~0u, slot, first + i); };
+        const u32 low = slot_of(g), high = slot_of(g + 8);
+        const u32 slots[4] = {slot_of(2 * t), slot_of(2 * t + 1), slot_of(2 * t + 8),
+                              slot_of(2 * t + 9)};
         uint4 keys[DIM / 32][2];
 #pragma unroll
         for (int i = 0; i < DIM / 32; i++) {
-            keys[i][0] = fetch<8>(p.keys + low + i * 32 + t * 8).raw.words;
-            keys[i][1] = fetch<8>(p.keys + high + i * 32 + t * 8).raw.words;
+            keys[i][0] = part_of<DIM>(p.keys, low, i * 4 + t);
+            keys[i][1] = part_of<DIM>(p.keys, high, i * 4 + t);
         }
         float scores[4] = {};
-        if constexpr (WIDE) score(scores, keys);
         uint4 values[DIM / 64][4];
-#pragma unroll
-        for (int i = 0; i < DIM / 64; i++) {
+        auto fetch_values = [&](int i) {
 #pragma unroll
             for (int n = 0; n < 4; n++) {
-                values[i][n] = fetch<8>(p.values + places[n] + i * 64 + g * 8).raw.words;
+                values[i][n] = part_of<DIM>(p.values, slots[n], i * 8 + g);
             }
-        }
-        if constexpr (!WIDE) score(scores, keys);
+        };
+#pragma unroll
+        for (int i = 0; i < EARLY; i++) fetch_values(i);
+        score(scores, keys);
+#pragma unroll
+        for (int i = EARLY; i < DIM / 64; i++) fetch_values(i);
         u32 weights[2];
         weigh(scores, p.scale, seen, weights);
         gather(values, weights);
@@ -154,7 +163,7 @@ struct Decode {
             uint2 rest[4];
 #pragma unroll
             for (int n = 0; n < 4; n++) {
-                rest[n] = fetch<4>(p.values + places[n] + DIM / 64 * 64 + g * 4).raw.words;
+                rest[n] = fetch<4>(p.values + static_cast<u64>(slots[n]) * DIM + DIM / 64 * 64 + g * 4).raw.words;
             }
             add(DIM / 64 * 4, rest[0].x, rest[1].x, rest[2].x, rest[3].x, weights);
             add(DIM / 64 * 4 + 1, rest[0].y, rest[1].y, rest[2].y, rest[3].y, weights);
@@ -169,7 +178,7 @@ struct Decode {
             multiply_add(scores, first, query[2 * i][0], query[2 * i][1]);
             multiply_add(scores, second, query[2 * i + 1][0], query[2 * i + 1][1]);
         }
-        if constexpr (WIDE) asm volatile("" ::: "memory");  // no load moves up
+        if constexpr (EARLY < DIM / 64) asm volatile("" ::: "memory");  // no load moves up
     }
 
     // Turns scores into weights and makes room for them in the running softmax.
@@ -297,7 +306,7 @@ __device__ void attend(const AttentionParams& p) {
         attend<DIM>(p);                                           \
     }
 
-ATTENTION_DECODE(64, 4)
-ATTENTION_DECODE(96, 3)
-ATTENTION_DECODE(128, 3)
-ATTENTION_DECODE(256, 2)
+ATTENTION_DECODE(64, 3)
+ATTENTION_DECODE(96, 2)
+ATTENTION_DECODE(128, 2)
+ATTENTION_DECODE(256, 1)

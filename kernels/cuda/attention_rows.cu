@@ -189,9 +189,9 @@ __device__ void attend(const AttentionParams& p) {
         attend<LANES, HEADS>(p);                                  \
     }
 
-ATTENTION_ROWS(8, 1, 4)
-ATTENTION_ROWS(8, 4, 3)
-ATTENTION_ROWS(16, 1, 4)
-ATTENTION_ROWS(16, 4, 3)
-ATTENTION_ROWS(32, 1, 4)
-ATTENTION_ROWS(32, 4, 3)
+ATTENTION_ROWS(8, 1, 3)
+ATTENTION_ROWS(8, 4, 2)
+ATTENTION_ROWS(16, 1, 3)
+ATTENTION_ROWS(16, 4, 2)
+ATTENTION_ROWS(32, 1, 3)
+ATTENTION_ROWS(32, 4, 2)

@@ -113,6 +113,19 @@ pub struct HeadNorm<'a, W> {
     pub eps: f32,
 }
 
+/// The memory of the device that a rank computes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// The device, in words.
+    pub device: String,
+    /// Below 2^24: the same for all ranks on one device, and hardly ever for others.
+    pub identity: u32,
+    /// All of it, in bytes.
+    pub total: u64,
+    /// What is free now.
+    pub free: u64,
+}
+
 /// How much a step has operations compute.
 pub trait Rows {
     /// Rows of activations: the batch's, and behind them the padding of a backend that knows few
@@ -152,6 +165,11 @@ pub trait Ops: Send + 'static {
     type Site: Send;
     /// The index data of a batch, where the backend needs it.
     type Step: Rows;
+
+    /// How much memory the device has left; `None` where that is the host's.
+    fn memory(&mut self) -> Result<Option<DeviceMemory>> {
+        Ok(None)
+    }
 
     /// A zeroed buffer of `elements`.
     fn buf(&mut self, elements: usize, precision: Precision) -> Result<Self::Buf>;

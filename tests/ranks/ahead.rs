@@ -118,8 +118,12 @@ fn draw(sequence: &Sequence<'_>, (row, index, drawn): (u32, usize, usize)) -> Qu
 }
 
 /// Room for more draws in a step than any backend keeps logits of.
-pub const CROWDED: Engine =
-    Engine { kv_cache_bytes: 8 << 20, batch_tokens_max: CROWD, sequences_max: CROWD, ..ENGINE };
+pub const CROWDED: Engine = Engine {
+    kv_cache_bytes: Some(8 << 20),
+    batch_tokens_max: CROWD,
+    sequences_max: CROWD,
+    ..ENGINE
+};
 
 const CROWD: usize = 300;
 

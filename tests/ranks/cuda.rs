@@ -329,12 +329,56 @@ fn adapters_add_no_collective_unless_fully_sharded() {
 fn a_cache_that_no_device_holds_is_refused_with_its_size() {
     let Some((_one, cuts)) = cuts(&[Cut::One, Cut::Peer(2), Cut::Nccl(2)]) else { return };
     let fixture = Fixture::open("llama");
-    let engine = Engine { kv_cache_bytes: 4 << 40, ..ENGINE };
+    let engine = Engine { kv_cache_bytes: Some(4 << 40), ..ENGINE };
     for cut in cuts {
         let model = fixture.model(fixture.base());
         let started = fixture.start_with(&model, &cut.parallel(), &engine);
         let why = started.err().unwrap().to_string();
-        assert!(why.contains("out of memory: the KV cache needs"), "{cut:?}: {why}");
+        let parts = ["device 0 (", "free for ", "GiB for a KV cache of ", "parallel.tensor"];
+        assert!(parts.iter().all(|part| why.contains(part)), "{cut:?}: {why}");
+    }
+}
+
+/// Without a size, ranks agree on one and leave room; a step still fits beside it.
+#[test]
+fn a_cache_of_no_given_size_leaves_room_for_steps_and_adapters() {
+    let Some((_one, cuts)) = cuts(&[Cut::One, Cut::Peer(2), Cut::Nccl(2)]) else { return };
+    let fixture = Fixture::open("llama");
+    let (adapters, prompts) = (adapters(&fixture), fixture.prompts());
+    let engine = Engine { kv_cache_bytes: None, sequences_max: 1 << 24, ..ENGINE };
+    let engine = Engine { batch_tokens_max: 4096, ..engine };
+    for cut in cuts {
+        let model = fixture.model(fixture.base());
+        let mut group = fixture.start_with(&model, &cut.parallel(), &engine).unwrap();
+        let blocks = group.limits().blocks;
+        assert!(blocks > 1 << 20, "{cut:?}: {blocks} blocks");
+        load(&mut group, &fixture, cut.ranks(), &adapters);
+        let feed = Feed::new(&prompts[0], blocks as u32 - 3, Some(0));
+        logprobs(&mut group, &[feed]);
+    }
+}
+
+/// Two replicas of two ranks on one device, both with a cache of no given size: each gets its
+/// share, and the collectives of both fit at once.
+#[test]
+fn replicas_on_one_device_share_it() {
+    let Some((_one, cuts)) = cuts(&[Cut::Peer(2)]) else { return };
+    let fixture = Fixture::open("llama");
+    let (model, prompts) = (fixture.model(fixture.base()), fixture.prompts());
+    let engine = Engine { kv_cache_bytes: None, sequences_max: 1 << 24, ..ENGINE };
+    for cut in cuts {
+        let parallel = Parallel { replicas: 2, devices: vec![0; 4], ..cut.parallel() };
+        let start = |replica| fixture.start_replica(&model, &parallel, &engine, replica).unwrap();
+        let mut groups = [start(0), start(1)];
+        let [one, two] = [0, 1].map(|at| groups[at].limits().blocks);
+        assert!(one.abs_diff(two) < one / 8, "{one} and {two} blocks");
+        let feed = Feed::new(&prompts[0], 1, None);
+        let found = std::thread::scope(|scope| {
+            let feed = std::slice::from_ref(&feed);
+            let threads = groups.each_mut().map(|group| scope.spawn(move || logprobs(group, feed)));
+            threads.map(|thread| thread.join().unwrap())
+        });
+        assert!(found[0] == found[1], "{cut:?}: the same model on the same prompt");
     }
 }
 

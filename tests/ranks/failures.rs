@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use adapters::cut::PlainSharding;
-use config::settings::{Backend, CommKind, Engine, Parallel};
+use config::settings::{Backend, CommKind, Engine, Model, Parallel};
 use contract::adapter::{Generation, Slot};
 use contract::step::{Executor, Fault};
 use ranks::group::Group;
@@ -34,16 +34,34 @@ fn a_cache_without_room_is_refused_with_its_numbers() {
     // 2 layers, keys and values, 8 heads of 8 in f32 on 8 ranks, 16 positions.
     let block: u64 = 2 * 2 * 8 * 8 * 4 * 16;
     let group = fixture.group(8);
-    assert_eq!(group.limits().blocks as u64, ENGINE.kv_cache_bytes / block);
+    assert_eq!(group.limits().blocks as u64, ENGINE.kv_cache_bytes.unwrap() / block);
 
     let model = fixture.model(fixture.base());
     let with = |kv_cache_bytes| {
-        let engine = Engine { kv_cache_bytes, ..ENGINE };
+        let engine = Engine { kv_cache_bytes: Some(kv_cache_bytes), ..ENGINE };
         fixture.start_with(&model, &parallel(8), &engine)
     };
     let why = with(block - 1).err().unwrap().to_string();
     assert!(why.contains(&block.to_string()), "{why}");
     assert_eq!(with(block).unwrap().limits().positions_max, 16);
+
+    let engine = Engine { kv_cache_bytes: Some(block), ..ENGINE };
+    let long = Model { context_max: Some(17), ..model };
+    let why = fixture.start_with(&long, &parallel(8), &engine).err().unwrap().to_string();
+    assert!(why.contains("model.context_max = 17") && why.contains("holds 16 tokens"), "{why}");
+}
+
+#[test]
+fn a_cache_of_no_given_size_is_as_large_as_can_be_used() {
+    let fixture = Fixture::open("llama");
+    let engine = Engine { kv_cache_bytes: None, ..ENGINE };
+    let longest = fixture.config.positions_max.div_ceil(ENGINE.block_tokens);
+    for ranks in [1, 2] {
+        let group = fixture.start_with(&fixture.model(fixture.base()), &parallel(ranks), &engine);
+        let limits = group.unwrap().limits();
+        assert_eq!(limits.blocks, ENGINE.sequences_max * longest);
+        assert_eq!(limits.positions_max, fixture.config.positions_max);
+    }
 }
 
 #[test]

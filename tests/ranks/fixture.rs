@@ -87,6 +87,16 @@ impl Fixture {
         parallel: &Parallel,
         engine: &Engine,
     ) -> Result<Group, StartError> {
+        self.start_replica(model, parallel, engine, 0)
+    }
+
+    pub fn start_replica(
+        &self,
+        model: &Model,
+        parallel: &Parallel,
+        engine: &Engine,
+        replica: usize,
+    ) -> Result<Group, StartError> {
         Group::start(&GroupSpec {
             config: &self.config,
             model,
@@ -94,6 +104,7 @@ impl Fixture {
             engine,
             slots_max: 8,
             progress: &Arc::new(Progress::default()),
+            replica,
             launch: None,
         })
     }
@@ -125,7 +136,7 @@ impl Fixture {
 
 /// Small enough that chunks and blocks matter.
 pub const ENGINE: Engine = Engine {
-    kv_cache_bytes: 1 << 20,
+    kv_cache_bytes: Some(1 << 20),
     block_tokens: 16,
     batch_tokens_max: 128,
     sequences_max: 16,

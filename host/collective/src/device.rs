@@ -24,6 +24,8 @@ pub struct Patience {
     pub threads: Duration,
     /// A rank's device, for another one to come to the same collective.
     pub devices: Duration,
+    /// A rank that joins, for the ranks of other processes to join too.
+    pub joining: Duration,
 }
 
 /// A place in a group, for the thread that becomes its rank. Dropping it, also by a panic, gives up
@@ -154,8 +156,14 @@ impl DeviceComm<Nccl> {
         let end = Arc::new(end);
         let ends = seat.exchange(Arc::clone(&end))?;
         let place = Place { rank: seat.rank(), ranks: seat.table.ranks, sharing };
-        let link = cuda.join_nccl(place, (&end, &ends), seat.table.patience.devices);
-        Ok(DeviceComm { seat, link: link.map_err(failed)?, recording: false })
+        let Patience { joining, devices, .. } = seat.table.patience;
+        let link = cuda.join_nccl(place, (&end, &ends), (joining, devices));
+        let link = link.map_err(|error| match end.state() {
+            State::Well => failed(error),
+            State::Stopped => CommError::PeerLost,
+            State::TimedOut => CommError::Timeout { seconds: joining.as_secs() },
+        })?;
+        Ok(DeviceComm { seat, link, recording: false })
     }
 }
 

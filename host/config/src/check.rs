@@ -168,7 +168,7 @@ impl Checker<'_> {
             self.wrong("engine.batch_tokens_max", raw.batch_tokens_max, &remedy);
         }
         Engine {
-            kv_cache_bytes: self.gib("engine.kv_cache_gib", raw.kv_cache_gib),
+            kv_cache_bytes: self.gib_or_auto("engine.kv_cache_gib", &raw.kv_cache_gib),
             block_tokens: raw.block_tokens,
             batch_tokens_max: raw.batch_tokens_max,
             sequences_max: raw.sequences_max,
@@ -220,10 +220,22 @@ impl Checker<'_> {
     }
 
     fn gib(&mut self, key: &str, gib: f64) -> u64 {
-        if !(gib > 0.0 && gib < 1e6) {
+        if !is_size(gib) {
             self.wrong(key, gib, "a number of GiB above 0 would do");
         }
         (gib * GIB) as u64
+    }
+
+    /// `None` is `"auto"`.
+    fn gib_or_auto(&mut self, key: &str, size: &raw::Gib) -> Option<u64> {
+        const REMEDY: &str = "a number of GiB above 0, or \"auto\" would do";
+        match size {
+            raw::Gib::Number(gib) if is_size(*gib) => return Some((gib * GIB) as u64),
+            raw::Gib::Number(gib) => self.wrong(key, gib, REMEDY),
+            raw::Gib::Word(word) if word == "auto" => {}
+            raw::Gib::Word(word) => self.wrong(key, format!("\"{word}\""), REMEDY),
+        }
+        None
     }
 
     fn positive(&mut self, key: &str, value: usize) {
@@ -247,12 +259,20 @@ impl Checker<'_> {
     }
 }
 
+/// Whether a server may have so many GiB.
+fn is_size(gib: f64) -> bool {
+    gib > 0.0 && gib < 1e6
+}
+
 fn folder_name(path: &Path) -> String {
     path.file_name().map_or_else(|| "base".to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+    use crate::raw::Gib;
+
     /// The messages for a deployment whose model folder exists.
     fn messages(extra: &str) -> Vec<String> {
         let folder = tempfile::tempdir().expect("a temporary folder");
@@ -276,6 +296,17 @@ mod tests {
     }
 
     #[test]
+    fn a_kv_cache_has_a_size_or_what_there_is_room_for() {
+        let bytes = |typed: &str| {
+            let size = typed.parse().map_or_else(|_| Gib::Word(typed.to_owned()), Gib::Number);
+            let mut checker = Checker { folder: Path::new(""), problems: Vec::new() };
+            checker.gib_or_auto("engine.kv_cache_gib", &size)
+        };
+        assert_eq!(bytes("0.5"), Some(1 << 29));
+        assert_eq!(bytes("auto"), None);
+    }
+
+    #[test]
     fn every_wrong_value_names_its_key_the_value_and_what_would_do() {
         for (extra, expected) in [
             ("[parallel]\ntensor = 3", "parallel.tensor = 3: 1, 2, 4 or 8 would do"),
@@ -289,6 +320,10 @@ mod tests {
                 "server.api_keys_file = none.toml: No such",
             ),
             ("[engine]\nkv_cache_gib = -1", "engine.kv_cache_gib = -1: a number of GiB"),
+            ("[engine]\nkv_cache_gib = 0", "engine.kv_cache_gib = 0: a number of GiB above 0, or"),
+            ("[engine]\nkv_cache_gib = \"lots\"", "engine.kv_cache_gib = \"lots\": a number of"),
+            ("[engine]\nkv_cache_gib = [1]", "a number of GiB or \"auto\" would do"),
+            ("[adapters]\nhost_gib = 0", "adapters.host_gib = 0: a number of GiB above 0"),
             ("[engine]\nbatch_tokens_max = 8", "engine.batch_tokens_max = 8: every running"),
             ("[adapters]\ndir = \"none\"", "adapters.dir = none: "),
             ("[adapters]\nplain_sharding = \"half\"", "one of \"replicated\", \"fully-sharded\""),

@@ -133,7 +133,7 @@ impl Default for Parallel {
 #[serde(deny_unknown_fields, default)]
 pub struct Engine {
     /// KV cache over all ranks.
-    pub kv_cache_gib: f64,
+    pub kv_cache_gib: Gib,
     /// Positions in a block.
     pub block_tokens: usize,
     /// Rows in a step at most.
@@ -146,10 +146,20 @@ pub struct Engine {
     pub prefix_cache: bool,
 }
 
+/// A size that may be left to the server.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "a number of GiB or \"auto\" would do")]
+pub enum Gib {
+    /// So many GiB.
+    Number(f64),
+    /// `auto`.
+    Word(String),
+}
+
 impl Default for Engine {
     fn default() -> Self {
         Self {
-            kv_cache_gib: 4.0,
+            kv_cache_gib: Gib::Word("auto".to_owned()),
             block_tokens: 16,
             batch_tokens_max: 2048,
             sequences_max: 256,

@@ -134,8 +134,8 @@ pub enum CommKind {
 /// The engine's bounds.
 #[derive(Clone, Debug)]
 pub struct Engine {
-    /// KV cache over all ranks, in bytes.
-    pub kv_cache_bytes: u64,
+    /// KV cache over all ranks, in bytes; `None` takes what the ranks have room for.
+    pub kv_cache_bytes: Option<u64>,
     /// Positions in a block.
     pub block_tokens: usize,
     /// Rows in a step at most.

@@ -5,15 +5,15 @@ use std::time::{Duration, Instant};
 
 use config::environment::launch;
 use config::launch::Launch;
-use config::settings::Parallel;
 use engine::handle::{Engine, Parts};
 use engine::metrics::Metrics;
 use gateway::app::Replica;
 use indicatif::{ProgressBar, ProgressStyle};
 use model::blueprint::Progress;
+use model::footprint::block_bytes;
 use prometheus_client::registry::Registry;
 use ranks::follow;
-use ranks::group::{Group, GroupSpec};
+use ranks::group::{Group, GroupSpec, Limits};
 
 use crate::Failure;
 use crate::survey::Survey;
@@ -48,7 +48,7 @@ pub fn follow(survey: &Survey, launch: &Launch) -> Result<(), Failure> {
     let Launch { process, processes, leader, port, .. } = launch;
     tracing::info!("process {process} of {processes}: following {leader}:{port}");
     let progress = Arc::default();
-    let spec = spec(survey, &survey.settings.parallel, &progress, Some(launch));
+    let spec = spec(survey, 0, &progress, Some(launch));
     follow::follow(&spec, launch)?;
     tracing::info!("process {process} of {processes}: the one that serves has ended");
     Ok(())
@@ -74,20 +74,36 @@ fn one(survey: &Survey, number: usize, launch: Option<&Launch>) -> Result<Replic
         host_bytes: survey.settings.adapters.host_bytes,
         metrics,
     })?;
+    announce(survey, number, limits);
+    Ok(Replica { engine, counts, registry })
+}
+
+/// Says what there is room for.
+fn announce(survey: &Survey, number: usize, limits: Limits) {
+    let Limits { blocks, positions_max, .. } = limits;
+    let (engine, ranks) = (&survey.settings.engine, survey.settings.parallel.tensor);
+    let tokens = engine.block_tokens;
+    let block_bytes = block_bytes(&survey.model.shape, ranks, tokens, survey.dtype().bytes());
+    let gib = (blocks as u64 * ranks as u64 * block_bytes) as f64 / (1u64 << 30) as f64;
     tracing::info!(
         replica = number,
-        kv_blocks = limits.blocks,
-        context_max = limits.positions_max,
-        "a replica is up"
+        context_max = positions_max,
+        "a replica is up: its KV cache has {blocks} blocks, {} tokens, {gib:.2} GiB",
+        blocks * tokens,
     );
-    Ok(Replica { engine, counts, registry })
+    let (whole, wanted) = (survey.model.positions_max, survey.settings.model.context_max);
+    if wanted.is_none() && positions_max < whole {
+        tracing::warn!(
+            "sequences are up to {positions_max} tokens long, as the KV cache has no more room; \
+             the model was made for {whole}"
+        );
+    }
 }
 
 /// Starts the ranks of one replica, with a progress bar while they load.
 fn ranks(survey: &Survey, number: usize, launch: Option<&Launch>) -> Result<Group, Failure> {
     let progress = Arc::new(Progress::default());
-    let parallel = share(&survey.settings.parallel, number);
-    let spec = spec(survey, &parallel, &progress, launch);
+    let spec = spec(survey, number, &progress, launch);
     std::thread::scope(|scope| {
         let loading = scope.spawn(|| Group::start(&spec));
         let bar = bar();
@@ -99,39 +115,29 @@ fn ranks(survey: &Survey, number: usize, launch: Option<&Launch>) -> Result<Grou
         bar.finish_and_clear();
         let group = loading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         tracing::info!("the ranks compute on {}", group.backend());
+        let (gb, seconds) = (progress.done() as f64 / 1e9, progress.took().as_secs_f64());
+        tracing::info!("{gb:.3} GB of weights in {seconds:.2} s, {:.1} GB/s", gb / seconds);
         Ok(group)
     })
 }
 
-fn spec<'a>(
+/// What one replica is made of.
+pub fn spec<'a>(
     survey: &'a Survey,
-    parallel: &'a Parallel,
+    replica: usize,
     progress: &'a Arc<Progress>,
     launch: Option<&'a Launch>,
 ) -> GroupSpec<'a> {
     GroupSpec {
         config: &survey.model,
         model: &survey.settings.model,
-        parallel,
+        parallel: &survey.settings.parallel,
         engine: &survey.settings.engine,
         slots_max: survey.settings.adapters.slots_max,
         progress,
+        replica,
         launch,
     }
-}
-
-/// The part of devices and cores that one replica gets.
-fn share(parallel: &Parallel, number: usize) -> Parallel {
-    let Parallel { tensor, replicas, .. } = *parallel;
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let devices = match parallel.devices.is_empty() {
-        // Counted up from 0 over all replicas, which is what one of them does by itself.
-        true if replicas == 1 => Vec::new(),
-        true => (number * tensor..(number + 1) * tensor).collect(),
-        false => parallel.devices[number * tensor..(number + 1) * tensor].to_vec(),
-    };
-    let threads = parallel.threads.or(Some((cores / (tensor * replicas)).max(1)));
-    Parallel { devices, threads, ..parallel.clone() }
 }
 
 fn bar() -> ProgressBar {
@@ -139,31 +145,4 @@ fn bar() -> ProgressBar {
     let style = ProgressStyle::with_template(template);
     let style = style.expect("the template is a constant: this is a bug");
     ProgressBar::new(0).with_style(style)
-}
-
-#[cfg(test)]
-mod tests {
-    use config::settings::{Backend, CommKind};
-
-    use super::*;
-
-    fn parallel(devices: &[usize], replicas: usize) -> Parallel {
-        Parallel {
-            backend: Backend::Auto,
-            tensor: 2,
-            replicas,
-            threads: Some(3),
-            comm: CommKind::Auto,
-            devices: devices.to_vec(),
-        }
-    }
-
-    #[test]
-    fn replicas_share_devices_in_their_order() {
-        let devices = |given: &[usize]| [0, 1].map(|at| share(&parallel(given, 2), at).devices);
-        assert_eq!(devices(&[5, 4, 3, 2]), [[5, 4], [3, 2]]);
-        assert_eq!(devices(&[]), [[0, 1], [2, 3]]);
-        assert!(share(&parallel(&[], 1), 0).devices.is_empty());
-        assert_eq!(share(&parallel(&[], 2), 1).threads, Some(3));
-    }
 }

@@ -183,7 +183,7 @@ fn start(executor: Box<dyn Executor>, sequences: usize) -> Engine {
         text: Arc::new(Text::open(&folder.join("base")).expect("the fixture's text")),
         catalogue: Arc::new(Catalogue::open(sources, group, limits).expect("its adapters")),
         settings: config::settings::Engine {
-            kv_cache_bytes: 0,
+            kv_cache_bytes: None,
             block_tokens: 16,
             batch_tokens_max: 8192,
             sequences_max: sequences,

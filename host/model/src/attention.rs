@@ -29,7 +29,7 @@ impl<O: Ops> Attention<O> {
     pub fn load(loader: &mut Loader<'_, O>, layer: usize) -> Result<Self> {
         let heads = heads(loader);
         let cache = CacheShape {
-            blocks: loader.blueprint.blocks,
+            blocks: loader.blocks,
             block_tokens: loader.blueprint.block_tokens,
             heads: heads.keys_values,
             dim: heads.dim,

@@ -30,6 +30,9 @@ pub enum Error {
     /// A step that this group cannot compute; the rank is unharmed.
     #[error("{0}")]
     Step(String),
+    /// The device is too small for what was asked for.
+    #[error("{0}")]
+    NoRoom(String),
     /// The backend failed.
     #[error(transparent)]
     Kernel(#[from] kernels::error::Error),

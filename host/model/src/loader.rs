@@ -17,6 +17,8 @@ pub struct Loader<'a, O: Ops> {
     pub ops: &'a mut O,
     pub rank: usize,
     pub ranks: usize,
+    /// Blocks of the KV cache.
+    pub blocks: usize,
     pub blueprint: Blueprint<'a>,
 }
 

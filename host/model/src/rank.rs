@@ -15,6 +15,7 @@ use crate::layer::Layer;
 use crate::loader::Loader;
 use crate::lora::Shrunk;
 use crate::pass::{Activations, Widths};
+use crate::room;
 use crate::step::Started;
 use crate::vocabulary::Vocabulary;
 
@@ -30,6 +31,7 @@ pub struct Rank<O: Ops, C: Comm<O::Buf>> {
     pub(crate) shrunk: Shrunk<O>,
     /// Rows that the activations have room for.
     pub(crate) rows_max: usize,
+    blocks: usize,
     /// Slots whose adapters need collectives of their own.
     pub(crate) exchanging: HashSet<Slot>,
     /// Steps that were launched and whose answers nobody took yet, the oldest first.
@@ -40,9 +42,11 @@ pub struct Rank<O: Ops, C: Comm<O::Buf>> {
 
 impl<O: Ops, C: Comm<O::Buf>> Rank<O, C> {
     /// Loads this rank's part of the model.
-    pub fn build(mut ops: O, comm: C, blueprint: Blueprint<'_>) -> Result<Self> {
+    pub fn build(mut ops: O, mut comm: C, blueprint: Blueprint<'_>) -> Result<Self> {
         let (rank, ranks) = (comm.rank(), comm.ranks());
-        let mut loader = Loader { ops: &mut ops, rank, ranks, blueprint };
+        let blocks = room::blocks(&mut ops, &mut comm, &blueprint)?;
+        blueprint.progress.begin();
+        let mut loader = Loader { ops: &mut ops, rank, ranks, blocks, blueprint };
         let vocabulary = Vocabulary::load(&mut loader)?;
         let layers = 0..blueprint.config.shape.layers;
         let layers = layers.map(|layer| Layer::load(&mut loader, layer)).collect::<Result<_>>()?;
@@ -63,10 +67,16 @@ impl<O: Ops, C: Comm<O::Buf>> Rank<O, C> {
             activations,
             shrunk,
             rows_max,
+            blocks,
             exchanging,
             started: VecDeque::new(),
             drawn: Vec::new(),
         })
+    }
+
+    /// Blocks of the KV cache, the same on all ranks.
+    pub fn blocks(&self) -> usize {
+        self.blocks
     }
 
     /// Puts this rank's local pairs into `slot`. After an error the slot is empty.
@@ -120,7 +130,8 @@ fn exchanges(generation: &Generation, rank: usize) -> bool {
     pairs.any(|pair| pair.shape.exchange != Exchange::None)
 }
 
-fn widths(config: &ModelConfig, rank: usize, ranks: usize) -> Widths {
+/// Widths of one rank's activations.
+pub fn widths(config: &ModelConfig, rank: usize, ranks: usize) -> Widths {
     let shape = &config.shape;
     let queries = shape.heads / ranks * shape.head_dim;
     let keys = shape.kv_heads_of(rank, ranks).len() * shape.head_dim;

@@ -1,6 +1,7 @@
 //! The names and shapes of a checkpoint's tensors.
 
 use contract::base::Projection;
+use contract::tensor::DType;
 
 use crate::hf::ModelConfig;
 
@@ -94,6 +95,12 @@ impl ModelConfig {
         };
         let (_, output) = self.shape.features(projection);
         has.then(|| Tensor::new(format!("{}.bias", projection.module(layer)), &[output]))
+    }
+
+    /// What all tensors weigh in `dtype`.
+    pub fn weights_bytes(&self, dtype: DType) -> u64 {
+        let elements: usize = self.tensors().iter().map(Tensor::elements).sum();
+        (elements * dtype.bytes()) as u64
     }
 
     /// Everything that the forward pass reads.

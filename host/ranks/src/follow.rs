@@ -19,10 +19,14 @@ use crate::worker::{COMMANDS_MAX, Command, Failure, Orders};
 /// Runs this process's ranks until the leader hangs up, or until one fails.
 pub fn follow(spec: &GroupSpec<'_>, launch: &Launch) -> Result<(), StartError> {
     // What this machine lacks is said before the others count on it.
-    Backend::choose(spec.parallel, Some(launch))?;
+    Backend::choose(spec)?;
     let (stream, name) = meet(launch, &spec.description())?;
     let first = launch.process * (spec.parallel.tensor / launch.processes);
-    obey(stream, (launch, first), Group::part(spec, launch, name))
+    let lost = |error: std::io::Error| meeting_failed(launch, error.to_string());
+    let silent = stream.try_clone().map_err(lost)?;
+    let attend = |give_up: &GiveUp| watch(silent, give_up.clone()).map_err(lost);
+    let built = Group::part(spec, (launch, name), attend);
+    obey(stream, (launch, first), built)
 }
 
 /// Tells the leader how these ranks came up, and does what it says until it hangs up or one fails.
@@ -92,6 +96,16 @@ fn meet(launch: &Launch, what: &str) -> Result<(TcpStream, NcclName), StartError
 fn meeting_failed(launch: &Launch, why: String) -> StartError {
     let address = format!("{}:{}", launch.leader, launch.port);
     StartError::Meeting { what: "join the process at", address, why }
+}
+
+/// Watches a leader that has nothing to say until all ranks are built: when it hangs up, `give_up`
+/// frees those that wait for its ranks to join. What it says first is left to who listens.
+fn watch(stream: TcpStream, give_up: GiveUp) -> std::io::Result<()> {
+    let watch = move || match stream.peek(&mut [0]) {
+        Ok(1) => {}
+        _ => give_up(),
+    };
+    thread::Builder::new().name("leader".to_owned()).spawn(watch).map(drop)
 }
 
 /// Passes the leader's commands on to the ranks as they come, whatever is in flight: for each, one

@@ -4,7 +4,10 @@ use std::ops::Range;
 
 use config::launch::Launch;
 use config::settings::{CommKind, Parallel};
-use kernels::cuda::{self, Found, PEERS_MAX};
+use kernels::cuda::{self, Found, PEERS_MAX, WhyNot};
+use model::room::Neighbours;
+
+use crate::group::GroupSpec;
 
 /// One device for each rank of this process, and how all ranks talk.
 #[derive(Clone, Debug)]
@@ -15,6 +18,32 @@ pub struct Gpus {
     /// The ranks of this process, and how many there are in all.
     pub own: Range<usize>,
     pub ranks: usize,
+    /// Devices of the ranks of other replicas: of those that started before, and of those to come.
+    others: [Vec<usize>; 2],
+}
+
+/// Why ranks get no GPUs.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Lack {
+    /// CUDA does not run here.
+    #[error(transparent)]
+    Cuda(#[from] WhyNot),
+    /// There are GPUs, but not for what is configured.
+    #[error("{0}")]
+    Fit(String),
+}
+
+impl Lack {
+    /// Whether the machine just has no GPU, and nobody would expect one to be used.
+    pub fn is_plain(&self) -> bool {
+        matches!(self, Self::Cuda(why) if why.is_plain())
+    }
+}
+
+impl From<String> for Lack {
+    fn from(why: String) -> Self {
+        Self::Fit(why)
+    }
 }
 
 /// How ranks on GPUs talk.
@@ -29,23 +58,44 @@ pub enum Link {
 }
 
 impl Gpus {
-    /// What `parallel` asks of this process, of what this machine has.
-    pub fn choose(parallel: &Parallel, launch: Option<&Launch>) -> Result<Self, String> {
+    /// What a group asks of this process, of what this machine has.
+    pub fn choose(spec: &GroupSpec<'_>) -> Result<Self, Lack> {
+        let GroupSpec { parallel, replica, launch, .. } = *spec;
         let own = own_ranks(parallel.tensor, launch)?;
-        let found = cuda::found().map_err(|why| why.to_string())?;
-        let devices = assign(&found, parallel, (&own, launch))?;
+        let found = cuda::found()?;
+        let devices = assign(&found, parallel, (&own, replica, launch))?;
         let link = match launch {
             None => link(parallel.comm, &devices, &Machine)?,
             Some(_) => link_between_processes(parallel.comm, &Machine)?,
         };
-        Ok(Self { devices, link, own, ranks: parallel.tensor })
+        let others = others(parallel, replica);
+        all_there(&found, parallel, &others)?;
+        Ok(Self { devices, link, own, ranks: parallel.tensor, others })
     }
 
-    /// Ranks on the device of one of this process's ranks.
+    /// Ranks on the device of one of this process's ranks, those of other replicas included.
     pub fn sharing(&self, index: usize) -> usize {
         let own = self.devices[index].ordinal;
-        self.devices.iter().filter(|device| device.ordinal == own).count()
+        let Neighbours { earlier, later } = self.neighbours(index);
+        earlier + later + self.devices.iter().filter(|device| device.ordinal == own).count()
     }
+
+    /// Ranks of other replicas on the device of one of this process's ranks.
+    pub fn neighbours(&self, index: usize) -> Neighbours {
+        let own = self.devices[index].ordinal;
+        let count = |others: &[usize]| others.iter().filter(|other| **other == own).count();
+        Neighbours { earlier: count(&self.others[0]), later: count(&self.others[1]) }
+    }
+}
+
+/// The devices of all ranks of the replicas before one and after it. Processes that were launched
+/// together are one replica.
+fn others(parallel: &Parallel, replica: usize) -> [Vec<usize>; 2] {
+    let devices = |replicas: Range<usize>| {
+        let ranks = replicas.start * parallel.tensor..replicas.end * parallel.tensor;
+        ranks.map(|rank| parallel.devices.get(rank).copied().unwrap_or(rank)).collect()
+    };
+    [devices(0..replica), devices(replica + 1..parallel.replicas)]
 }
 
 /// The ranks of this process.
@@ -66,31 +116,41 @@ fn own_ranks(ranks: usize, launch: Option<&Launch>) -> Result<Range<usize>, Stri
 fn assign(
     found: &[Found],
     parallel: &Parallel,
-    (own, launch): (&Range<usize>, Option<&Launch>),
+    (own, replica, launch): (&Range<usize>, usize, Option<&Launch>),
 ) -> Result<Vec<Found>, String> {
+    let start = replica * parallel.tensor + own.start;
     let first = match launch {
-        None => own.start,
+        None => start,
         Some(launch) => launch.local.unwrap_or(0) * own.len(),
     };
     let device = |index: usize| {
-        let configured = parallel.devices.get(own.start + index).copied();
+        let configured = parallel.devices.get(start + index).copied();
         let wanted = configured.unwrap_or(first + index);
         let device = found.iter().find(|device| device.ordinal == wanted);
-        device.cloned().ok_or_else(|| missing(found, own.len(), wanted))
+        device.cloned().ok_or_else(|| missing(found, (own.len(), parallel.replicas), wanted))
     };
     (0..own.len()).map(device).collect()
 }
 
-fn missing(found: &[Found], ranks: usize, wanted: usize) -> String {
+/// Whether other replicas have their devices too: all compute on GPUs, or none does.
+fn all_there(found: &[Found], parallel: &Parallel, others: &[Vec<usize>; 2]) -> Result<(), String> {
+    let is_there = |wanted: &usize| found.iter().any(|device| device.ordinal == *wanted);
+    match others.iter().flatten().find(|wanted| !is_there(wanted)) {
+        None => Ok(()),
+        Some(wanted) => Err(missing(found, (parallel.tensor, parallel.replicas), *wanted)),
+    }
+}
+
+fn missing(found: &[Found], (ranks, replicas): (usize, usize), wanted: usize) -> String {
     let names = found.iter().map(|device| format!("{} ({})", device.ordinal, device.name));
     let names = names.collect::<Vec<_>>().join(", ");
     let why = format!("there is no device {wanted}: found {names}");
-    match ranks {
-        1 => why,
-        _ => {
-            let repeated = vec![found.first().map_or(0, |device| device.ordinal); ranks];
-            format!("tensor = {ranks}: {why}; devices = {repeated:?} puts all ranks on one")
-        }
+    let repeated = vec![found.first().map_or(0, |device| device.ordinal); ranks * replicas];
+    let all_on_one = format!("devices = {repeated:?} puts all ranks on one");
+    match (ranks, replicas) {
+        (1, 1) => why,
+        (ranks, 1) => format!("tensor = {ranks}: {why}; {all_on_one}"),
+        _ => format!("tensor = {ranks}, replicas = {replicas}: {why}; {all_on_one}"),
     }
 }
 
@@ -190,14 +250,43 @@ mod tests {
     fn ranks_get_the_devices_they_ask_for_and_may_share_one() {
         let ordinals = |count, tensor, devices: &[usize]| {
             let own = 0..tensor;
-            let devices = assign(&found(count), &parallel(tensor, devices), (&own, None)).unwrap();
-            let gpus = Gpus { devices, link: Link::Peer, own, ranks: tensor };
+            let parallel = parallel(tensor, devices);
+            let devices = assign(&found(count), &parallel, (&own, 0, None)).unwrap();
+            let others = others(&parallel, 0);
+            let gpus = Gpus { devices, link: Link::Peer, own, ranks: tensor, others };
             let ordinals = gpus.devices.iter().map(|device| device.ordinal).collect::<Vec<_>>();
             (ordinals, gpus.sharing(0))
         };
         assert_eq!(ordinals(2, 2, &[]), (vec![0, 1], 1));
         assert_eq!(ordinals(4, 2, &[3, 1]), (vec![3, 1], 1));
         assert_eq!(ordinals(1, 3, &[0, 0, 0]), (vec![0, 0, 0], 3));
+    }
+
+    #[test]
+    fn replicas_share_devices_in_their_order() {
+        let replica = |number: usize, devices: &[usize]| {
+            let parallel = Parallel { replicas: 2, ..parallel(2, devices) };
+            let own = 0..2;
+            let found = assign(&found(6), &parallel, (&own, number, None)).unwrap();
+            let others = others(&parallel, number);
+            let gpus = Gpus { devices: found, link: Link::Peer, own, ranks: 2, others };
+            let ordinals: Vec<_> = gpus.devices.iter().map(|device| device.ordinal).collect();
+            (ordinals, gpus.sharing(0), gpus.neighbours(0))
+        };
+        let none = Neighbours::default();
+        assert_eq!(replica(0, &[5, 4, 3, 2]), (vec![5, 4], 1, none));
+        assert_eq!(replica(1, &[5, 4, 3, 2]), (vec![3, 2], 1, none));
+        assert_eq!([0, 1].map(|number| replica(number, &[]).0), [[0, 1], [2, 3]]);
+        // Collectives of both replicas have to fit on the device at once.
+        assert_eq!(replica(0, &[0; 4]), (vec![0, 0], 4, Neighbours { earlier: 0, later: 2 }));
+        assert_eq!(replica(1, &[0; 4]), (vec![0, 0], 4, Neighbours { earlier: 2, later: 0 }));
+    }
+
+    #[test]
+    fn a_machine_without_a_gpu_is_told_apart_from_one_whose_gpus_are_not_used() {
+        assert!(Lack::Cuda(WhyNot::NoDevice(String::new())).is_plain());
+        assert!(!Lack::Cuda(WhyNot::OldDriver { driver: 12, nvrtc: 13 }).is_plain());
+        assert!(!Lack::Fit("there is no device 1: found 0 (Card)".to_owned()).is_plain());
     }
 
     fn launched(process: usize, processes: usize, local: Option<usize>) -> Launch {
@@ -209,7 +298,7 @@ mod tests {
         let ordinals = |launch: &Launch, devices: &[usize]| {
             let parallel = parallel(8, devices);
             let own = own_ranks(8, Some(launch)).unwrap();
-            let devices = assign(&found(8), &parallel, (&own, Some(launch))).unwrap();
+            let devices = assign(&found(8), &parallel, (&own, 0, Some(launch))).unwrap();
             (own, devices.iter().map(|device| device.ordinal).collect::<Vec<_>>())
         };
         // One process a device on two hosts of four, one process a host, and devices by name.
@@ -231,12 +320,20 @@ mod tests {
 
     #[test]
     fn more_ranks_than_devices_are_told_what_was_found_and_what_would_do() {
-        let why = assign(&found(2), &parallel(4, &[]), (&(0..4), None)).unwrap_err();
+        let why = assign(&found(2), &parallel(4, &[]), (&(0..4), 0, None)).unwrap_err();
         assert!(why.contains("tensor = 4"), "{why}");
         assert!(why.contains("no device 2: found 0 (Card), 1 (Card)"), "{why}");
         assert!(why.contains("devices = [0, 0, 0, 0]"), "{why}");
-        let why = assign(&found(1), &parallel(1, &[7]), (&(0..1), None)).unwrap_err();
+        let why = assign(&found(1), &parallel(1, &[7]), (&(0..1), 0, None)).unwrap_err();
         assert_eq!(why, "there is no device 7: found 0 (Card)");
+        let two = Parallel { replicas: 2, ..parallel(1, &[]) };
+        let why = assign(&found(1), &two, (&(0..1), 1, None)).unwrap_err();
+        assert!(why.contains("replicas = 2: there is no device 1: found 0 (Card)"), "{why}");
+        assert!(why.contains("devices = [0, 0] puts"), "{why}");
+        // The first replica has its device, and yet does not go without the second.
+        let why = all_there(&found(1), &two, &others(&two, 0)).unwrap_err();
+        assert!(why.contains("replicas = 2: there is no device 1"), "{why}");
+        assert_eq!(all_there(&found(2), &two, &others(&two, 0)), Ok(()));
     }
 
     /// A machine that can do what the strings do not forbid.

@@ -14,6 +14,7 @@ use model::blueprint::Progress;
 use model::hf::ModelConfig;
 
 use crate::backend::{Backend, GiveUp};
+use crate::cache::Cache;
 use crate::error::StartError;
 use crate::remote::Remotes;
 use crate::source::Source;
@@ -33,11 +34,18 @@ pub struct GroupSpec<'a> {
     pub slots_max: usize,
     /// Told about loading.
     pub progress: &'a Arc<Progress>,
+    /// Which of `parallel.replicas` this is, from 0.
+    pub replica: usize,
     /// Which of several processes this is; `None` where the group is in one.
     pub launch: Option<&'a Launch>,
 }
 
 impl GroupSpec<'_> {
+    /// Finds sizes that contradict each other, before anything is started.
+    pub fn check(&self) -> Result<(), StartError> {
+        Cache::of(self).check()
+    }
+
     /// What processes of one group must agree on.
     pub fn description(&self) -> String {
         let Self { config, model, parallel, engine, slots_max, .. } = self;
@@ -101,7 +109,7 @@ impl Group {
     /// Starts the ranks and waits until all have loaded their part of the model. Where several
     /// processes were launched, the first calls this and the others [`crate::follow::follow`].
     pub fn start(spec: &GroupSpec<'_>) -> Result<Self, StartError> {
-        let backend = Backend::choose(spec.parallel, spec.launch)?;
+        let backend = Backend::choose(spec)?;
         let Some(launch) = spec.launch else {
             return Ok(Self::build(spec, backend, None, |_| Ok(None))?.0);
         };
@@ -116,14 +124,15 @@ impl Group {
         Ok(Self::build(spec, backend, Some((launch, name)), attend)?.0)
     }
 
-    /// The ranks of one process of several that does not lead, and what ends them from outside.
+    /// The ranks of one process of several that does not lead, and what ends them from outside:
+    /// `attend` gets it before they are built.
     pub fn part(
         spec: &GroupSpec<'_>,
-        launch: &Launch,
-        name: NcclName,
+        (launch, name): (&Launch, NcclName),
+        attend: impl FnOnce(&GiveUp) -> Result<(), StartError>,
     ) -> Result<(Self, GiveUp), StartError> {
-        let backend = Backend::choose(spec.parallel, Some(launch))?;
-        Self::build(spec, backend, Some((launch, name)), |_| Ok(None))
+        let backend = Backend::choose(spec)?;
+        Self::build(spec, backend, Some((launch, name)), |give_up| attend(give_up).map(|()| None))
     }
 
     fn build(
@@ -134,13 +143,13 @@ impl Group {
     ) -> Result<(Self, GiveUp), StartError> {
         let (tensor, counts) = (spec.parallel.tensor, Arc::new(CollectiveCounts::default()));
         let (words, runs_ahead) = (backend.to_string(), backend.runs_ahead());
-        let source = Source::open(spec)?;
-        let limits = source.limits;
-        let crew = backend.crew(tensor, source, &counts, launched.map(|(_, name)| name));
+        let source = Arc::new(Source::open(spec, &backend)?);
+        let crew = backend.crew(tensor, &source, &counts, launched.map(|(_, name)| name));
         let first = launched.map_or(0, |(launch, _)| launch.process * tensor / launch.processes);
         let others = (attend(&crew.give_up)?, first);
-        let group = Self::of(crew.builds, others, limits, counts)?;
-        Ok((Self { backend: words, runs_ahead, ..group }, crew.give_up))
+        let group = Self::of(crew.builds, others, source.limits(), counts)?;
+        let limits = source.limits();
+        Ok((Self { backend: words, runs_ahead, limits, ..group }, crew.give_up))
     }
 
     /// The group of the ranks that are built so; the first of them is number `first` of all.

@@ -1,13 +1,16 @@
 //! What all ranks of a group are built from, and what there is room for.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use config::settings::{Engine, Load};
+use config::settings::Load;
 use contract::tensor::DType;
 use model::blueprint::{Blueprint, Progress};
 use model::hf::ModelConfig;
+use model::room::{Blocks, Neighbours};
 use model::weights::Weights;
 
+use crate::backend::Backend;
+use crate::cache::Cache;
 use crate::error::StartError;
 use crate::group::{GroupSpec, Limits};
 
@@ -17,29 +20,27 @@ pub struct Source {
     weights: Weights,
     /// Element type of weights, KV cache and adapters.
     pub dtype: DType,
+    blocks: Blocks,
+    /// Blocks that the ranks have found room for.
+    settled: OnceLock<usize>,
     block_tokens: usize,
+    positions_max: usize,
+    rows_max: usize,
     slots_max: usize,
     progress: Arc<Progress>,
-    /// What there is room for.
-    pub limits: Limits,
 }
 
 impl Source {
     /// Opens the weights and finds the sizes.
-    pub fn open(spec: &GroupSpec<'_>) -> Result<Self, StartError> {
+    pub fn open(spec: &GroupSpec<'_>, backend: &Backend) -> Result<Self, StartError> {
         let GroupSpec { config, model, engine, .. } = *spec;
         let ranks = spec.parallel.tensor;
         if let Some(why) = config.shape.indivisible(ranks) {
             return Err(StartError::Indivisible { ranks, why });
         }
         let dtype = model.dtype.unwrap_or(config.dtype);
-        let blocks = blocks(config, engine, ranks, dtype)?;
+        let blocks = Cache::of(spec).blocks(backend)?;
         let positions_max = model.context_max.unwrap_or(config.positions_max);
-        let limits = Limits {
-            blocks,
-            positions_max: positions_max.min(blocks * engine.block_tokens),
-            rows_max: engine.batch_tokens_max,
-        };
         let weights = match model.load {
             Load::Weights => Weights::open(&model.path, config)?,
             Load::Dummy { seed } => Weights::dummy(seed, dtype),
@@ -49,43 +50,48 @@ impl Source {
             config: config.clone(),
             weights,
             dtype,
+            blocks,
+            settled: OnceLock::new(),
             block_tokens: engine.block_tokens,
+            positions_max: match blocks {
+                Blocks::Fixed(blocks) => positions_max.min(blocks * engine.block_tokens),
+                Blocks::Fitting { .. } => positions_max,
+            },
+            rows_max: engine.batch_tokens_max,
             slots_max: spec.slots_max,
             progress: Arc::clone(spec.progress),
-            limits,
         })
     }
 
     /// What a rank is built from.
-    pub fn blueprint(&self) -> Blueprint<'_> {
+    pub fn blueprint(&self, neighbours: Neighbours) -> Blueprint<'_> {
         Blueprint {
             config: &self.config,
             weights: &self.weights,
             dtype: self.dtype,
-            blocks: self.limits.blocks,
+            blocks: self.blocks,
+            neighbours,
             block_tokens: self.block_tokens,
-            positions_max: self.limits.positions_max,
-            rows_max: self.limits.rows_max,
+            positions_max: self.positions_max,
+            rows_max: self.rows_max,
             slots_max: self.slots_max,
             progress: &self.progress,
         }
     }
-}
 
-/// Blocks that fit into the KV cache; a block lies in every layer of every rank.
-fn blocks(
-    config: &ModelConfig,
-    engine: &Engine,
-    ranks: usize,
-    dtype: DType,
-) -> Result<usize, StartError> {
-    let shape = &config.shape;
-    let heads = ranks * shape.kv_heads_of(0, ranks).len();
-    let position = shape.layers * 2 * heads * shape.head_dim * dtype.bytes();
-    let (block_tokens, bytes) = (engine.block_tokens, engine.kv_cache_bytes);
-    let block_bytes = (block_tokens * position) as u64;
-    match bytes / block_bytes {
-        0 => Err(StartError::Cache { bytes, block_bytes, block_tokens, dtype }),
-        blocks => Ok(blocks as usize),
+    /// Takes down what a rank has found room for; all find the same.
+    pub fn settle(&self, blocks: usize) {
+        let settled = *self.settled.get_or_init(|| blocks);
+        assert_eq!(settled, blocks, "ranks disagree on the size of the cache: this is a bug");
+    }
+
+    /// What there is room for; of blocks that is known when the ranks are built.
+    pub fn limits(&self) -> Limits {
+        let blocks = self.settled.get().copied().unwrap_or_default();
+        Limits {
+            blocks,
+            positions_max: self.positions_max.min(blocks * self.block_tokens),
+            rows_max: self.rows_max,
+        }
     }
 }

@@ -44,11 +44,12 @@ const _: () = assert!(size_of::<AttentionParams>() == 136);
 /// Rows that `attention_tiles.cu` takes at once.
 pub const ROWS_OF_TILE: usize = 64;
 
-/// Threads of all three.
-const THREADS: u32 = 128;
+/// Threads of a block of prefill, and of decode.
+const TILES_THREADS: u32 = 128;
+const THREADS: u32 = 192;
 
 /// Positions of a tile, and the most chunks that a row is cut into (`attention.cuh`).
-const TILE: usize = 128;
+const TILE: usize = 192;
 const CHUNKS_MAX: usize = 16;
 
 /// Tiles of a chunk, at least.
@@ -87,7 +88,8 @@ impl TensorCores {
         let load = |(dim, decode, tiles): (usize, &'static str, &'static str)| {
             let tiles = Kernel::new(programs, "attention_tiles", tiles)?;
             let tiles = tiles.allow_shared(tiles_shared_bytes(dim))?;
-            Ok(Self { dim, decode: Kernel::new(programs, "attention_decode", decode)?, tiles })
+            let decode = Kernel::new(programs, "attention_decode", decode)?;
+            Ok(Self { dim, decode: decode.allow_shared(decode_shared_bytes(dim))?, tiles })
         };
         WIDTHS.into_iter().map(load).collect()
     }
@@ -163,7 +165,7 @@ pub fn attention(
         let by_rows = ByRows { kernel, heads_at_once, shared_bytes: 0 };
         return by_rows.launch(device, scratch, (heads, step), (params, all));
     };
-    let grid = Grid::of_3((step.tiles.count, heads.queries, 1), THREADS);
+    let grid = Grid::of_3((step.tiles.count, heads.queries, 1), TILES_THREADS);
     let tiles = AttentionParams { work: step.tiles.address, ..params };
     device.launch(&kernels.tiles, grid.shared(tiles_shared_bytes(heads.dim)), &tiles)?;
     let shared_bytes = decode_shared_bytes(heads.dim);

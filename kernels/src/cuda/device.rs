@@ -13,6 +13,7 @@ use cudarc::driver::sys::{
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream};
 
 use crate::error::{Error, Result};
+use crate::ops::DeviceMemory;
 
 use super::kernels::Kernels;
 use super::program::{Programs, Target};
@@ -44,6 +45,27 @@ impl Device {
         let processors = context.attribute(processors).during("counting multiprocessors")?;
         let (processors, chains) = (processors as usize, capability >= (9, 0));
         Ok(Self { context, stream, kernels, dtype, processors, chains })
+    }
+
+    /// Waits for all that was launched, so that what was freed counts as free.
+    pub fn memory(&self) -> Result<DeviceMemory> {
+        self.synchronize()?;
+        let (free, total) = self.context.mem_get_info().during("asking for free memory")?;
+        let uuid = self.context.uuid().during("asking for its identity")?;
+        let identity = uuid.bytes.iter().fold(0_u32, |mixed, byte| {
+            mixed.wrapping_mul(31).wrapping_add(u32::from(byte.cast_unsigned()))
+        });
+        Ok(DeviceMemory {
+            device: format!("device {} ({})", self.context.ordinal(), self.name()),
+            identity: identity % (1 << 24),
+            total: total as u64,
+            free: free as u64,
+        })
+    }
+
+    /// As the driver calls it.
+    fn name(&self) -> String {
+        self.context.name().unwrap_or_else(|_| "without a name".to_owned())
     }
 
     /// Puts one launch on the stream. A grid with no blocks is no work.

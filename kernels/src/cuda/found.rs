@@ -62,14 +62,40 @@ pub enum WhyNot {
         needed: (i32, i32, i32),
     },
     /// There is no device, or none that is new enough.
-    #[error("no GPU of compute capability 8.0 or newer (Ampere): found {0}")]
+    #[error(
+        "no GPU of compute capability 8.0 or newer (Ampere): found {}",
+        if .0.is_empty() { "none" } else { .0 }
+    )]
     NoDevice(String),
+}
+
+/// The libraries that are looked for, with their file names and what would help.
+const DRIVER: [&str; 3] = ["the NVIDIA driver", "libcuda.so", "install the driver"];
+const COMPILER: [&str; 3] =
+    ["NVRTC", "libnvrtc.so", "install the CUDA toolkit or nvidia-cuda-nvrtc"];
+const BLAS: [&str; 3] = ["cuBLASLt", "libcublasLt.so", "install the CUDA toolkit or nvidia-cublas"];
+
+impl WhyNot {
+    /// Whether the machine just has no GPU, or no driver that would know of one.
+    pub fn is_plain(&self) -> bool {
+        match self {
+            Self::Library { library, .. } => *library == DRIVER[0],
+            Self::NoDevice(found) => found.is_empty(),
+            Self::Driver(_) | Self::OldDriver { .. } | Self::OldNccl { .. } => false,
+        }
+    }
 }
 
 /// The devices that the backend can run on; at least one.
 pub fn found() -> Result<Vec<Found>, WhyNot> {
-    libraries()?;
+    // SAFETY: loading the library has no effect but to load it; it is NVIDIA's own.
+    present(unsafe { sys::is_culib_present() }, DRIVER)?;
     whole(devices).unwrap_or_else(|lacks| Err(WhyNot::Driver(lacks)))
+}
+
+/// cudarc panics where a library is missing, so each is looked for first.
+fn present(is: bool, [library, names, cure]: [&'static str; 3]) -> Result<(), WhyNot> {
+    if is { Ok(()) } else { Err(WhyNot::Library { library, names, cure }) }
 }
 
 /// What `ask` says, or what its library lacks: cudarc panics where a function is missing.
@@ -82,39 +108,39 @@ pub fn whole<T>(ask: fn() -> T) -> Result<T, String> {
 
 fn devices() -> Result<Vec<Found>, WhyNot> {
     let failed = |error: DriverError| WhyNot::Driver(error.to_string());
-    init().map_err(failed)?;
-    versions()?;
+    match init() {
+        Err(DriverError(sys::CUresult::CUDA_ERROR_NO_DEVICE)) => return usable(Vec::new()),
+        started => started.map_err(failed)?,
+    }
     let count = device::get_count().map_err(failed)?;
     let all = (0..count).map(describe).collect::<Result<Vec<_>, _>>().map_err(failed)?;
+    let usable = usable(all)?;
+    // What is missing beside a driver matters to those who have a GPU.
+    // SAFETY: loading these libraries has no effect but to load them; they are NVIDIA's own.
+    let (compiler, blas) =
+        unsafe { (nvrtc::sys::is_culib_present(), cublaslt::sys::is_culib_present()) };
+    present(compiler, COMPILER)?;
+    present(blas, BLAS)?;
+    runs(driver_version() / 1000, nvrtc_version().0)?;
+    Ok(usable)
+}
+
+/// Those that are new enough; at least one.
+fn usable(all: Vec<Found>) -> Result<Vec<Found>, WhyNot> {
     let (usable, old): (Vec<_>, Vec<_>) =
         all.into_iter().partition(|found| found.capability >= CAPABILITY_MIN);
     if usable.is_empty() {
-        let names: Vec<_> = old.into_iter().map(|found| found.name).collect();
-        let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-        return Err(WhyNot::NoDevice(names));
+        let name = |Found { name, capability: (major, minor), .. }: &Found| {
+            format!("{name} ({major}.{minor})")
+        };
+        let names: Vec<_> = old.iter().map(name).collect();
+        return Err(WhyNot::NoDevice(names.join(", ")));
     }
     Ok(usable)
 }
 
-/// cudarc panics where a library is missing, so each is looked for first.
-fn libraries() -> Result<(), WhyNot> {
-    // SAFETY: loading these libraries has no effect but to load them; they are NVIDIA's own.
-    let (driver, compiler, blas) = unsafe {
-        (sys::is_culib_present(), nvrtc::sys::is_culib_present(), cublaslt::sys::is_culib_present())
-    };
-    let missing = [
-        (driver, "the NVIDIA driver", "libcuda.so", "install the driver"),
-        (compiler, "NVRTC", "libnvrtc.so", "install the CUDA toolkit or nvidia-cuda-nvrtc"),
-        (blas, "cuBLASLt", "libcublasLt.so", "install the CUDA toolkit or nvidia-cublas"),
-    ];
-    match missing.into_iter().find(|(present, ..)| !present) {
-        Some((_, library, names, cure)) => Err(WhyNot::Library { library, names, cure }),
-        None => Ok(()),
-    }
-}
-
-fn versions() -> Result<(), WhyNot> {
-    let (driver, nvrtc) = (driver_version() / 1000, nvrtc_version().0);
+/// Whether a driver runs what a compiler makes, by major versions of CUDA.
+fn runs(driver: i32, nvrtc: i32) -> Result<(), WhyNot> {
     if driver < nvrtc { Err(WhyNot::OldDriver { driver, nvrtc }) } else { Ok(()) }
 }
 
@@ -154,14 +180,43 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_machine_without_cuda_is_told_what_was_looked_for() {
+    fn this_machine_has_devices_or_a_reason() {
         match found() {
             Ok(devices) => assert!(devices.iter().all(|found| found.memory > 0)),
-            Err(WhyNot::Library { library, names, cure }) => {
-                let why = WhyNot::Library { library, names, cure }.to_string();
-                assert!(why.contains(library) && why.contains(names) && why.contains(cure));
-            }
             Err(why) => assert!(!why.to_string().is_empty()),
         }
+    }
+
+    #[test]
+    fn a_missing_library_is_named_with_what_was_looked_for_and_what_would_do() {
+        for library in [DRIVER, COMPILER, BLAS] {
+            let why = present(false, library).unwrap_err();
+            assert!(library.iter().all(|part| why.to_string().contains(part)), "{why}");
+            assert_eq!(why.is_plain(), library == DRIVER);
+        }
+        assert_eq!(present(true, DRIVER), Ok(()));
+    }
+
+    fn card(name: &str, capability: (i32, i32)) -> Found {
+        Found { ordinal: 0, name: name.to_owned(), capability, memory: 1 << 34 }
+    }
+
+    #[test]
+    fn cards_that_are_too_old_are_named_with_what_would_do() {
+        let cards = vec![card("Tesla T4", (7, 5)), card("NVIDIA A100", (8, 0))];
+        assert_eq!(usable(cards).unwrap()[0].name, "NVIDIA A100");
+        let why = usable(vec![card("Tesla T4", (7, 5))]).unwrap_err();
+        assert!(!why.is_plain());
+        let why = why.to_string();
+        assert!(why.contains("8.0 or newer") && why.contains("found Tesla T4 (7.5)"), "{why}");
+        let none = usable(Vec::new()).unwrap_err();
+        assert!(none.is_plain() && none.to_string().ends_with("found none"), "{none}");
+    }
+
+    #[test]
+    fn a_driver_older_than_the_compiler_is_refused_with_both_versions() {
+        assert_eq!(runs(13, 12), Ok(()));
+        let why = runs(12, 13).unwrap_err().to_string();
+        assert!(why.contains("runs CUDA 12") && why.contains("compiles for CUDA 13"), "{why}");
     }
 }

@@ -16,6 +16,7 @@ mod program;
 mod device;
 mod kernels;
 mod memory;
+mod pieces;
 mod upload;
 mod download;
 mod weight;
@@ -43,6 +44,7 @@ mod graph;
 mod idle;
 mod link;
 mod nccl;
+mod nccl_join;
 mod peer;
 mod peer_area;
 mod bandwidth;
@@ -58,7 +60,9 @@ use contract::tensor::DType;
 
 use crate::error::{Error, Result};
 use crate::lora::{SiteShape, SlotPairs};
-use crate::ops::{CacheShape, HeadNorm, Heads, LogitsLayout, Ops, Precision, WeightView};
+use crate::ops::{
+    CacheShape, DeviceMemory, HeadNorm, Heads, LogitsLayout, Ops, Precision, WeightView,
+};
 use crate::sampling::device::on_device;
 
 use attention::Scratch;
@@ -135,6 +139,10 @@ impl Ops for Cuda {
 
     const LOGIT_ROWS: usize = ALIKE_ROWS_MAX;
     const FOLLOWS: bool = true;
+
+    fn memory(&mut self) -> Result<Option<DeviceMemory>> {
+        self.device.memory().map(Some)
+    }
 
     fn buf(&mut self, elements: usize, precision: Precision) -> Result<Buf> {
         // It may take the place of one that a graph was recorded with.

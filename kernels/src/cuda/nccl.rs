@@ -17,13 +17,11 @@ use super::device::Device;
 use super::found::{WhyNot, whole};
 use super::link::{Link, State, Stop};
 use super::memory::Buf;
+use super::nccl_join::{self, Unheard};
 use super::status::During;
 
 /// Major, minor and patch version of the NCCL found; the oldest that takes our configuration.
 const VERSION_MIN: (i32, i32, i32) = (2, 17, 0);
-
-/// Blocks of threads of a rank that shares its device: NCCL does not know that others must fit too.
-const BLOCKS_WHERE_SHARED: i32 = 2;
 
 /// How long the last rank of a process waits for NCCL to end.
 const ENDING: Duration = Duration::from_secs(10);
@@ -44,11 +42,15 @@ pub fn nccl_version() -> std::result::Result<(i32, i32, i32), WhyNot> {
     }
     let code = whole(result::get_nccl_version).and_then(|code| code.map_err(|_| String::new()));
     let code = code.unwrap_or_default();
-    let version = (code / 10_000, code / 100 % 100, code % 100);
-    if version < VERSION_MIN {
-        return Err(WhyNot::OldNccl { found: version, needed: VERSION_MIN });
+    new_enough(code)
+}
+
+/// The version behind NCCL's number for it; 0 if it does not say.
+fn new_enough(code: i32) -> std::result::Result<(i32, i32, i32), WhyNot> {
+    match (code / 10_000, code / 100 % 100, code % 100) {
+        found if found < VERSION_MIN => Err(WhyNot::OldNccl { found, needed: VERSION_MIN }),
+        found => Ok(found),
     }
-    Ok(version)
 }
 
 /// Names a group, for all ranks that are to join it, in any process.
@@ -105,7 +107,7 @@ struct Inner {
 }
 
 /// A handle of NCCL.
-struct Communicator(sys::ncclComm_t);
+pub struct Communicator(pub sys::ncclComm_t);
 
 // SAFETY: NCCL binds a communicator to a device, not to a thread; a mutex keeps calls apart.
 unsafe impl Send for Communicator {}
@@ -118,6 +120,27 @@ impl NcclEnd {
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How the group has gone so far.
+    pub fn state(&self) -> State {
+        self.inner().state.unwrap_or(State::Well)
+    }
+
+    /// Takes the handle of a group that was joined, unless it was given up meanwhile.
+    fn take(&self, joined: std::result::Result<Result<Communicator>, State>) -> Result<()> {
+        let mut inner = self.inner();
+        match joined {
+            Ok(joined) => inner.comm = Some(joined?),
+            Err(state) => inner.give_up(state),
+        }
+        match inner.state {
+            None => Ok(()),
+            Some(state) => {
+                inner.give_up(state);
+                Err(Error::Device("its group was given up while it was joined".to_owned()))
+            }
+        }
     }
 
     /// Looks at a group's work; gives it up where NCCL has failed or nothing came back in time.
@@ -145,7 +168,8 @@ impl Inner {
 }
 
 impl Communicator {
-    fn end(self) {
+    /// Ends what it runs, and gives it back to NCCL.
+    pub fn end(self) {
         // SAFETY: the handle is NCCL's own and goes with this call. A failure leaves nothing to be
         // done.
         let _ = unsafe { result::comm_abort(self.0) };
@@ -177,37 +201,26 @@ pub struct Nccl {
 
 impl Cuda {
     /// Joins a group. `ends` are those of this process; `end` is this rank's own. Waits until all
-    /// ranks have called it. Of what is launched, something has to come back within `timeout`.
+    /// ranks have called it, or until the group is given up, as it is here after `joining`. Of what
+    /// is launched later, something has to come back within `timeout`.
     pub fn join_nccl(
         &self,
-        Place { rank, ranks, sharing }: Place,
+        place: Place,
         (end, ends): (&Arc<NcclEnd>, &[Arc<NcclEnd>]),
-        timeout: Duration,
+        (joining, timeout): (Duration, Duration),
     ) -> Result<Nccl> {
         nccl_version().map_err(|why| Error::Device(why.to_string()))?;
         let name = ends.iter().find_map(|end| end.name);
         let NcclName(id) = name.expect("one end has the group's name: this is a bug");
-        self.device.context.bind_to_thread().during("binding its context")?;
-        let mut config = Config::new(sharing);
-        let mut comm = ptr::null_mut();
-        // SAFETY: the pointers are to live values; NCCL reads as much of the configuration as it
-        // says it is long.
-        let joined = unsafe {
-            let config = (&raw mut config).cast();
-            result::comm_init_rank_config(&raw mut comm, ranks as i32, id, rank as i32, config)
-        };
-        joined.during(&format!("joining {ranks} ranks{}", advice(sharing)))?;
-        end.inner().comm = Some(Communicator(comm));
-        watch(rank, end, timeout)?;
+        let stopped = || end.state() != State::Well;
+        let joined = nccl_join::join(&self.device, (place, id), (joining, stopped));
+        end.take(joined.map_err(|unheard| match unheard {
+            Unheard::Late => State::TimedOut,
+            Unheard::Stopped => State::Stopped,
+        }))?;
+        watch(place.rank, end, timeout)?;
         let (device, end) = (Arc::clone(&self.device), Arc::clone(end));
-        Ok(Nccl { device, ranks, end, ends: ends.to_vec() })
-    }
-}
-
-fn advice(sharing: usize) -> &'static str {
-    match sharing {
-        1 => "",
-        _ => ", several on one device (which NCCL 2.30 does with NCCL_MULTI_RANK_GPU_ENABLE=1)",
+        Ok(Nccl { device, ranks: place.ranks, end, ends: ends.to_vec() })
     }
 }
 
@@ -223,37 +236,6 @@ fn watch(rank: usize, end: &Arc<NcclEnd>, timeout: Duration) -> Result<()> {
     };
     let spawned = thread::Builder::new().name(format!("nccl-{rank}")).spawn(look);
     spawned.map(drop).map_err(|error| Error::Device(format!("no thread to watch NCCL: {error}")))
-}
-
-/// NCCL's configuration as of 2.17; later versions take it too.
-#[repr(C)]
-struct Config {
-    size: usize,
-    magic: u32,
-    version: u32,
-    blocking: i32,
-    cluster_size: i32,
-    blocks_min: i32,
-    blocks_max: i32,
-    net_name: *const c_char,
-    split_share: i32,
-}
-
-impl Config {
-    fn new(sharing: usize) -> Self {
-        const UNSET: i32 = i32::MIN;
-        Self {
-            size: size_of::<Self>(),
-            magic: 0xcafe_beef,
-            version: 21_700,
-            blocking: 1,
-            cluster_size: UNSET,
-            blocks_min: UNSET,
-            blocks_max: if sharing > 1 { BLOCKS_WHERE_SHARED } else { UNSET },
-            net_name: ptr::null(),
-            split_share: UNSET,
-        }
-    }
 }
 
 impl Nccl {
@@ -346,4 +328,16 @@ pub fn last_error() -> String {
         if text.is_null() { c"" } else { CStr::from_ptr(text) }
     };
     text.to_string_lossy().trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_nccl_is_refused_with_both_versions() {
+        assert_eq!(new_enough(22_703), Ok((2, 27, 3)));
+        let why = new_enough(21_605).unwrap_err().to_string();
+        assert_eq!(why, "NCCL 2.16.5 was found: 2.17.0 or newer would do");
+    }
 }

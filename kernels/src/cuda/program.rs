@@ -165,15 +165,18 @@ fn compile(source: &Source, target: &Target) -> Result<Vec<u8>> {
     let status =
         unsafe { sys::nvrtcCompileProgram(program.0, pointers.len() as i32, pointers.as_ptr()) };
     status.result().map_err(|error| {
-        let (name, architecture) = (source.name, &target.architecture);
-        let log = program.log();
-        let (major, minor) = nvrtc_version();
-        Error::Device(format!(
-            "NVRTC {major}.{minor} cannot compile {name}.cu for {architecture}: {error}; a newer \
-             one may know this GPU. It says: {log}"
-        ))
+        let says = format!("{error}. It says: {}", program.log());
+        uncompiled(source.name, target, nvrtc_version(), &says)
     })?;
     program.binary()
+}
+
+fn uncompiled(name: &str, target: &Target, (major, minor): (i32, i32), says: &str) -> Error {
+    let architecture = &target.architecture;
+    Error::Device(format!(
+        "NVRTC {major}.{minor} cannot compile {name}.cu for {architecture}; a newer one may know \
+         this GPU: {says}"
+    ))
 }
 
 /// A program that NVRTC holds; freed on drop.
@@ -250,6 +253,16 @@ mod tests {
             for include in lines.map(|line| line.trim_end_matches('"')) {
                 assert!(known.iter().any(|name| name == include), "{} in {}", include, part.name);
             }
+        }
+    }
+
+    #[test]
+    fn an_architecture_that_the_compiler_does_not_know_is_named_with_both() {
+        let target = Target::new((12, 1), DType::Bf16);
+        let why = uncompiled("add", &target, (12, 4), "invalid value for --gpu-architecture");
+        let why = why.to_string();
+        for part in ["NVRTC 12.4", "add.cu", "sm_121", "a newer one", "invalid value"] {
+            assert!(why.contains(part), "{why:?} lacks {part:?}");
         }
     }
 

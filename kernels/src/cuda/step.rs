@@ -343,10 +343,10 @@ mod tests {
         let of = |rows, position, rows_max| Alike::of(&decode(rows, position), rows_max);
         let alike = |rows, chunks| Some(Alike { rows, chunks, adapted: false });
         assert_eq!(
-            [of(1, 0, 9), of(3, 255, 9), of(7, 256, 64)],
+            [of(1, 0, 9), of(3, 383, 9), of(7, 384, 64)],
             [alike(1, 1), alike(4, 1), alike(8, 2)]
         );
-        assert_eq!([of(70, 9000, 999), of(7, 700, 7)], [alike(80, 16), alike(7, 4)]);
+        assert_eq!([of(70, 9000, 999), of(7, 900, 7)], [alike(80, 16), alike(7, 4)]);
         assert_eq!([of(8, 0, 7), of(257, 0, 999), of(0, 0, 9)], [None; 3]);
         let mut prefill = decode(3, 5);
         prefill.spans.pop();

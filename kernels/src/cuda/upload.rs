@@ -10,6 +10,7 @@ use cudarc::driver::{CudaContext, CudaEvent, CudaStream, PinnedHostSlice, result
 
 use crate::error::Result;
 
+use super::pieces::Pieces;
 use super::status::{During, allocation};
 
 const HALF_BYTES: usize = 8 << 20;
@@ -50,6 +51,18 @@ impl Writer<'_> {
             self.filled += now.len();
             bytes = later;
             if self.filled == HALF_BYTES {
+                self.send()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Pushes a weight: several threads fill one half while the bus empties the other.
+    pub fn push_all(&mut self, mut pieces: Pieces<'_>) -> Result<()> {
+        while !pieces.is_empty() {
+            let half = &mut self.upload.halves[self.upload.at];
+            self.filled += pieces.fill(&mut half.bytes()?[self.filled..]);
+            if !pieces.is_empty() {
                 self.send()?;
             }
         }

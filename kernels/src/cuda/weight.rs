@@ -5,11 +5,11 @@ use std::sync::Arc;
 use contract::tensor::DType;
 use cudarc::driver::CudaStream;
 
-use crate::element;
 use crate::error::Result;
 use crate::ops::WeightView;
 
 use super::memory::Memory;
+use super::pieces::{Pieces, Types};
 use super::upload::{Upload, Writer};
 
 /// A matrix `[rows, cols]`, or a vector `[1, cols]`.
@@ -38,7 +38,8 @@ impl Weight {
         let mut keep = |as_dtype: DType| -> Result<Memory> {
             let memory = Memory::zeroed(stream, rows * cols * as_dtype.bytes(), "weights")?;
             let mut writer = upload.to(memory.address());
-            parts.iter().try_for_each(|part| push(&mut writer, part, dtype, as_dtype))?;
+            let types = Types { rounded: dtype, held: as_dtype };
+            parts.iter().try_for_each(|part| push(&mut writer, part, types))?;
             writer.finish()?;
             Ok(memory)
         };
@@ -67,19 +68,9 @@ impl Weight {
 }
 
 /// Brings one view to the device. What stands for zeros is skipped: the memory has them already.
-fn push(writer: &mut Writer<'_>, part: &WeightView<'_>, dtype: DType, held: DType) -> Result<()> {
-    let row_bytes = part.cols * held.bytes();
+fn push(writer: &mut Writer<'_>, part: &WeightView<'_>, types: Types) -> Result<()> {
     if part.bytes.is_empty() {
-        return writer.skip(part.rows * row_bytes);
+        return writer.skip(part.rows * part.cols * types.held.bytes());
     }
-    let as_is = part.dtype == dtype && dtype == held;
-    if as_is && part.stride == part.cols {
-        return writer.push(&part.bytes[..part.rows * row_bytes]);
-    }
-    let (mut rounded, mut scratch) = (Vec::new(), Vec::new());
-    for bytes in (0..part.rows).filter_map(|row| part.row(row)) {
-        let bytes = element::convert(part.dtype, bytes, dtype, &mut rounded);
-        writer.push(element::convert(dtype, bytes, held, &mut scratch))?;
-    }
-    Ok(())
+    writer.push_all(Pieces::new(*part, types))
 }

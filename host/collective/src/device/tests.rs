@@ -11,8 +11,11 @@ use kernels::ops::{Ops, Precision};
 
 use super::*;
 
-const PATIENCE: Patience =
-    Patience { threads: Duration::from_secs(60), devices: Duration::from_secs(20) };
+const PATIENCE: Patience = Patience {
+    threads: Duration::from_secs(60),
+    devices: Duration::from_secs(20),
+    joining: Duration::from_secs(60),
+};
 
 /// A rank and its backend.
 struct Rank<L: Link> {
@@ -64,6 +67,23 @@ fn devices() -> Option<usize> {
     *DEVICES.get_or_init(ask)
 }
 
+fn open(device: usize, dtype: DType) -> Cuda {
+    let kernels = std::env::temp_dir().join("drystone-test-kernels");
+    Cuda::open(device, dtype, Some(&kernels)).unwrap()
+}
+
+/// What all ranks made of it, or the failure that tells most: who was left does not know why.
+fn all_of<T>(mut results: Vec<Result<T, CommError>>) -> Result<Vec<T>, CommError> {
+    let tells = |result: &Result<T, CommError>| match result {
+        Ok(_) | Err(CommError::PeerLost) => false,
+        Err(_) => true,
+    };
+    match results.iter().position(tells) {
+        Some(at) => results.swap_remove(at).map(|one| vec![one]),
+        None => results.into_iter().collect(),
+    }
+}
+
 /// Runs `work` on every rank of a new group, on all devices in turn, and returns what each made of
 /// it; nothing where there is no GPU, or where they cannot join.
 fn on_ranks<L: Joins, T: Send>(
@@ -74,11 +94,10 @@ fn on_ranks<L: Joins, T: Send>(
     // Groups that wait at the same time have no room for each other on a card.
     static ONE_GROUP: Mutex<()> = Mutex::new(());
     let _one = ONE_GROUP.lock().unwrap_or_else(PoisonError::into_inner);
-    let kernels = std::env::temp_dir().join("drystone-test-kernels");
     let counts = Arc::default();
     let rank = |seat: Seat<L::Shared>| {
         let own = seat.rank() % devices;
-        let cuda = Cuda::open(own, dtype, Some(&kernels)).unwrap();
+        let cuda = open(own, dtype);
         let sharing = (0..ranks).filter(|rank| rank % devices == own).count();
         let comm = L::join(seat, &cuda, sharing)?;
         Ok(work(&mut Rank { comm, cuda, counts: Arc::clone(&counts) }))
@@ -88,7 +107,7 @@ fn on_ranks<L: Joins, T: Send>(
         let threads: Vec<_> = seats.map(|seat| scope.spawn(|| rank(seat))).collect();
         // All are joined before one is looked at, or a panic of one would hide the others'.
         let joined: Vec<_> = threads.into_iter().map(|thread| thread.join()).collect();
-        joined.into_iter().map(|joined| joined.unwrap()).collect()
+        all_of(joined.into_iter().map(|joined| joined.unwrap()).collect())
     });
     results.unwrap_or_else(|why| {
         // NCCL lets ranks share a device since 2.30, and only where it is told to.
@@ -332,4 +351,36 @@ fn no_device_waits_for_ever() {
         assert!(matches!(error, CommError::Timeout { .. }), "{error}");
         assert!((300..1900).contains(&took.as_millis()), "{took:?}");
     }
+}
+
+/// Of two ranks only this one joins, by NCCL: how that ended, and when.
+fn joining(patience: Patience, end: impl Fn(&dyn Fn()) + Send) -> Option<(CommError, Duration)> {
+    let (Some(_), Ok(name)) = (devices(), NcclName::new()) else { return None };
+    let seat = Seat::<NcclEnd>::part(0..1, 2, patience, &Arc::default()).remove(0);
+    let (give_up, cuda) = (seat.give_up(), open(0, DType::F32));
+    thread::scope(|scope| {
+        let start = Instant::now();
+        scope.spawn(move || end(&give_up));
+        let joined = DeviceComm::join_nccl(seat, &cuda, (1, Some(name)));
+        Some((joined.err().unwrap(), start.elapsed()))
+    })
+}
+
+#[test]
+fn nobody_waits_for_ever_for_ranks_to_join() {
+    let patience = Patience { joining: Duration::from_secs(1), ..PATIENCE };
+    let Some((error, took)) = joining(patience, |_| {}) else { return };
+    assert!(matches!(error, CommError::Timeout { seconds: 1 }), "{error}");
+    assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
+#[test]
+fn joining_ends_when_the_group_is_given_up() {
+    let end = |give_up: &dyn Fn()| {
+        thread::sleep(Duration::from_millis(300));
+        give_up();
+    };
+    let Some((error, took)) = joining(PATIENCE, end) else { return };
+    assert!(matches!(error, CommError::PeerLost), "{error}");
+    assert!(took < Duration::from_secs(5), "{took:?}");
 }

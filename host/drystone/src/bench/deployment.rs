@@ -100,7 +100,7 @@ pub fn engine(
     let position_bytes =
         config.shape.layers * config.shape.kv_heads * config.shape.head_dim * 2 * dtype.bytes();
     settings::Engine {
-        kv_cache_bytes: (decode.max(prefill) * position_bytes * ranks) as u64,
+        kv_cache_bytes: Some((decode.max(prefill) * position_bytes * ranks) as u64),
         block_tokens: BLOCK_TOKENS,
         batch_tokens_max: (options.prompts * options.prompt).max(sequences * CONTEXT),
         sequences_max: sequences,

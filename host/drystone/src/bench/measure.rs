@@ -91,6 +91,7 @@ impl<'a> Bench<'a> {
             engine: &engine(&config, options, ranks, dtype),
             slots_max: adapters,
             progress: &Arc::new(Progress::default()),
+            replica: 0,
             launch: None,
         };
         let mut group = Group::start(&spec)?;

@@ -252,7 +252,7 @@ impl Setup {
             text: text_side(),
             catalogue,
             settings: config::settings::Engine {
-                kv_cache_bytes: 0,
+                kv_cache_bytes: None,
                 block_tokens: BLOCK_TOKENS,
                 batch_tokens_max: self.batch_tokens_max,
                 sequences_max: self.sequences_max,

@@ -61,7 +61,7 @@ impl Default for Bounds {
 pub fn engine(bounds: Bounds, metrics: Arc<Metrics>, catalogue: Arc<Catalogue>) -> Engine {
     let text = Arc::new(Text::open(&goldens().join("llama/base")).unwrap());
     let settings = config::settings::Engine {
-        kv_cache_bytes: 0,
+        kv_cache_bytes: None,
         block_tokens: 16,
         batch_tokens_max: 2048,
         sequences_max: bounds.sequences_max,

@@ -248,3 +248,22 @@ fn a_process_built_of_something_else_is_refused_and_another_may_come() {
     assert!(Remotes::gather(&launch, (1, "this"), &name).is_ok());
     follower.join().unwrap();
 }
+
+#[test]
+fn a_leader_that_dies_before_it_has_said_anything_is_noticed() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    for says in [&b""[..], b"command"] {
+        let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut leader, _) = listener.accept().unwrap();
+        let (told, news) = sync_channel(1);
+        watch(ours.try_clone().unwrap(), Arc::new(move || told.send(()).unwrap())).unwrap();
+        std::io::Write::write_all(&mut leader, says).unwrap();
+        drop(leader);
+        // Where a command came, the watch ends without news, and nothing of the command is gone.
+        let noticed = news.recv_timeout(Duration::from_secs(20)).is_ok();
+        assert_eq!(noticed, says.is_empty());
+        let mut heard = Vec::new();
+        std::io::Read::read_to_end(&mut { ours }, &mut heard).unwrap();
+        assert_eq!(heard, says);
+    }
+}
