@@ -7,6 +7,9 @@ mod tidy;
 /// What the ranks compute: against PEFT and transformers, alone and in a batch, cut in any way.
 mod ranks;
 
+/// The engine over real ranks, with steps started ahead and without.
+mod ahead;
+
 /// The program, started and stopped as a user does.
 mod program;
 

@@ -6,6 +6,9 @@ mod goldens;
 /// The CUDA backend in a whole model.
 mod cuda;
 
+/// A step started behind one in flight draws what it would have drawn after it.
+mod ahead;
+
 /// An adapter merged into the base's weights computes what the applied adapter computes.
 mod merged;
 
@@ -22,7 +25,7 @@ mod weights;
 mod failures;
 
 /// The tiny models and adapters of `fixtures/goldens`, and groups that run them.
-mod fixture;
+pub mod fixture;
 
 /// Pieces of sequences as batches, and the logprobs that a group answers with.
 mod feed;

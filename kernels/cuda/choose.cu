@@ -3,13 +3,15 @@
 // kernels/src/sampling/draw.rs: the same here, but for the order of sums in f64.
 //
 // Rows that are only asked for their largest logit keep their logits; others end up as weights,
-// proportional to probabilities. Where a cut leaves more tokens than are sorted here, the row is left
-// UNDECIDED, and the host goes on from its weights.
+// proportional to probabilities. Where a cut leaves more tokens than are sorted here, the sorted
+// order is searched by the bits of weights instead. A row whose weights are no numbers gets the
+// token of its largest logit. All ranks of a group choose for themselves, so nothing here may hang
+// on the order in which threads arrive.
 #include "params.cuh"
 
 constexpr int THREADS = 1024, WARPS = THREADS / 32;
 constexpr u32 SORTED_MAX = 2048;  // a power of two, twice the threads
-constexpr u32 UNDECIDED = ~0u;
+constexpr u32 ONE = 0x3f800000u;  // the bits of the largest weight
 
 __device__ inline float minus_infinity() { return __int_as_float(0xff800000); }
 
@@ -155,7 +157,7 @@ __device__ inline void pick_of_all(const Row& row, const double (&sums)[WARPS], 
     }
 }
 
-constexpr u32 BIN_SHIFT = 19, BINS = (0x3f800000u >> BIN_SHIFT) + 1;  // of weights up to 1
+constexpr u32 BIN_SHIFT = 19, BINS = (ONE >> BIN_SHIFT) + 1;  // of weights up to 1
 
 // The least weight of a bin in which, with those above it, there are `count` tokens.
 __device__ inline float weight_of_rank(const Row& row, u32 count) {
@@ -243,6 +245,128 @@ __device__ inline u32 first_past(const double* upto, u32 count, double mark, boo
     return found;
 }
 
+// A weight as an integer: sums of these do not hang on their order.
+__device__ inline u64 mass_of(u32 bits) {
+    return static_cast<u64>(static_cast<double>(__uint_as_float(bits)) * 1099511627776.0);  // 2^40
+}
+
+// The mass of all weights whose bits are `least` or more; all threads get it.
+__device__ inline u64 mass_from(const Row& row, u32 least) {
+    __shared__ u64 mass;
+    if (threadIdx.x == 0) mass = 0;
+    __syncthreads();
+    u64 own = 0;
+    for (u32 token = threadIdx.x; token < row.p.vocab; token += THREADS) {
+        const u32 bits = __float_as_uint(row.at(token));
+        if (least <= bits && bits <= ONE) own += mass_of(bits);
+    }
+    atomicAdd(&mass, own);
+    __syncthreads();
+    own = mass;
+    __syncthreads();
+    return own;
+}
+
+// A place in the sorted order: the token number `nth`, from 1, of those whose weight has these bits.
+struct Place {
+    u32 bits, nth;
+};
+
+constexpr u32 DIGIT_BITS = 10, DIGITS = 1 << DIGIT_BITS;  // three digits make the bits of a weight
+
+// The first digit, from the largest on, at which the running sum of `bins` reaches `target`; `above`
+// becomes the sum before it. One warp.
+__device__ inline u32 digit_at(const u64* bins, u64 target, u64& above) {
+    const u32 lane = threadIdx.x;
+    for (int last = DIGITS - 1; last >= 0; last -= 32) {
+        const u64 own = bins[last - lane];
+        u64 upto = own;
+#pragma unroll
+        for (int lanes = 1; lanes < 32; lanes *= 2) {
+            u64 before = __shfl_up_sync(~0u, upto, lanes);
+            if (lane >= lanes) upto += before;
+        }
+        const u32 reached = __ballot_sync(~0u, above + upto >= target);
+        if (reached) {
+            const int found = __ffs(reached) - 1;
+            above += __shfl_sync(~0u, upto - own, found);
+            return last - found;
+        }
+        above += __shfl_sync(~0u, upto, 31);
+    }
+    return 0;
+}
+
+// Where the running sum over the sorted order reaches `target`, which is no more than the whole: of
+// tokens if they are `counted`, of mass else. `bins` is room for DIGITS.
+__device__ inline Place place_of(const Row& row, u64 target, bool counted, u64* bins) {
+    __shared__ u32 digit;
+    __shared__ u64 before;
+    u32 prefix = 0;
+    u64 above = 0;
+    for (int shift = 2 * DIGIT_BITS; shift >= 0; shift -= DIGIT_BITS) {
+        for (u32 i = threadIdx.x; i < DIGITS; i += THREADS) bins[i] = 0;
+        __syncthreads();
+        for (u32 token = threadIdx.x; token < row.p.vocab; token += THREADS) {
+            const u32 bits = __float_as_uint(row.at(token));
+            if (bits > ONE || bits >> shift >> DIGIT_BITS != prefix) continue;
+            atomicAdd(&bins[bits >> shift & (DIGITS - 1)], counted ? 1 : mass_of(bits));
+        }
+        __syncthreads();
+        if (threadIdx.x < 32) {
+            const u32 found = digit_at(bins, target, above);
+            if (threadIdx.x == 0) digit = found, before = above;
+        }
+        __syncthreads();
+        prefix = prefix << DIGIT_BITS | digit, above = before;
+        __syncthreads();
+    }
+    const u64 each = counted ? 1 : max(mass_of(prefix), 1ull);
+    return {prefix, static_cast<u32>((target - above + each - 1) / each)};
+}
+
+// The mass of the sorted order up to a place.
+__device__ inline u64 mass_upto(const Row& row, Place place) {
+    return mass_from(row, place.bits + 1) + place.nth * mass_of(place.bits);
+}
+
+// Draws the token at a place. Every warp counts those of its own run that have the weight.
+__device__ inline void pick_at(const Row& row, Place place) {
+    __shared__ u32 counts[WARPS];
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, end = row.begin(warp + 1);
+    auto equals = [&](u32 first) {
+        const u32 token = first + lane;
+        return __ballot_sync(~0u, token < end && __float_as_uint(row.at(token)) == place.bits);
+    };
+    u32 own = 0, before = 0;
+    for (u32 first = row.begin(warp); first < end; first += 32) own += __popc(equals(first));
+    if (lane == 0) counts[warp] = own;
+    __syncthreads();
+    for (u32 i = 0; i < warp; i++) before += counts[i];
+    if (place.nth <= before || place.nth > before + own) return;
+    for (u32 first = row.begin(warp); first < end; first += 32) {
+        const u32 equal = equals(first), upto = before + __popc(equal & ((2u << lane) - 1));
+        if ((equal >> lane & 1) && upto == place.nth) row.p.tokens[blockIdx.x] = first + lane;
+        before += __popc(equal);
+    }
+}
+
+// Draws from the tokens that the cuts leave, where they are too many to be sorted. Every cut leaves
+// a head of the sorted order, so what matters of it is its mass.
+__device__ inline void pick_of_many(const Row& row, const Draw& draw, u64* bins) {
+    const bool limited = 0 < draw.top_k && draw.top_k < row.p.vocab;
+    u64 mass = limited ? mass_upto(row, place_of(row, draw.top_k, true, bins)) : mass_from(row, 0);
+    if (draw.top_p < 1.0f) {
+        const double share = static_cast<double>(draw.top_p) * static_cast<double>(mass);
+        const u64 target = min(max(static_cast<u64>(ceil(share)), 1ull), mass);
+        mass = min(mass, mass_upto(row, place_of(row, target, false, bins)));
+    }
+    if (draw.min_p > 0.0f) mass = min(mass, mass_from(row, __float_as_uint(draw.min_p)));
+    if (mass == 0) return;
+    const u64 passed = static_cast<u64>(draw.share * static_cast<double>(mass)) + 1;
+    pick_at(row, place_of(row, min(passed, mass), false, bins));
+}
+
 // Draws from the tokens that the cuts leave.
 __device__ inline void pick_of_few(const Row& row, const Draw& draw, double all) {
     __shared__ u64 keys[SORTED_MAX];
@@ -263,7 +387,8 @@ __device__ inline void pick_of_few(const Row& row, const Draw& draw, double all)
     }
     __syncthreads();
     u32 count = candidates, size = 2;
-    if (count > SORTED_MAX || count == 0) return;
+    if (count == 0) return;
+    if (count > SORTED_MAX) return pick_of_many(row, draw, keys);
     while (size < count) size *= 2;
     for (u32 i = count + threadIdx.x; i < size; i += THREADS) keys[i] = 0;
     sort(keys, size);
@@ -301,7 +426,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) choose(ChooseParams p) 
         if (threadIdx.x == 0) p.tokens[blockIdx.x] = best.token;
         return;
     }
-    if (threadIdx.x == 0) p.tokens[blockIdx.x] = UNDECIDED;
+    if (threadIdx.x == 0) p.tokens[blockIdx.x] = best.token;
     weigh(row, draw, best.logit, sums);
     const bool cut = (0 < draw.top_k && draw.top_k < p.vocab) || draw.top_p < 1.0f ||
                      draw.min_p > 0.0f;

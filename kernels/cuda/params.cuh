@@ -19,6 +19,10 @@ static_assert(sizeof(Segment) == 12, "kernels/src/cuda/step.rs has the twin");
 
 constexpr u32 PADDING = ~0u;
 
+// On a token that is not known to the host: the rest is its place among those that the step before
+// drew.
+constexpr u32 PENDING = 1u << 31;
+
 // A batch's index data on the device.
 struct Index {
     const u32* tokens;     // [rows]
@@ -32,10 +36,11 @@ static_assert(sizeof(Index) == 40, "kernels/src/cuda/step.rs has the twin");
 struct EmbedParams {
     const Element* table;  // [table_rows, width]
     const u32* tokens;
-    Element* out;  // [rows, width], a block each
+    const u32* drawn;  // by the step before
+    Element* out;      // [rows, width], a block each
     u32 first, table_rows, width;
 };
-static_assert(sizeof(EmbedParams) == 40, "kernels/src/cuda/embed.rs has the twin");
+static_assert(sizeof(EmbedParams) == 48, "kernels/src/cuda/embed.rs has the twin");
 
 struct PickRowsParams {
     const Element* x;

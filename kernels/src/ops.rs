@@ -7,6 +7,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use contract::adapter::{Exchange, Slot};
 use contract::step::{Answer, Batch};
@@ -149,6 +150,10 @@ impl Rows for Arc<Batch> {
 pub trait Ops: Send + 'static {
     /// Rows of logits in memory at once: enough to read the LM head rarely, few enough to be small.
     const LOGIT_ROWS: usize = 64;
+
+    /// Whether what [`Ops::choose`] drew can be fetched, and is found by [`Ops::embed`] in the next
+    /// step, for the tokens that are pending there.
+    const FOLLOWS: bool = false;
 
     /// Activations.
     type Buf: Send;
@@ -369,6 +374,33 @@ pub trait Ops: Send + 'static {
         _first: usize,
     ) -> Result<()> {
         Ok(())
+    }
+
+    /// Where [`Self::FOLLOWS`]: starts to bring back what [`Ops::choose`] drew for the step's
+    /// `queries`, which is all that they ask. No more than two steps are under way.
+    fn fetch(&mut self, _queries: usize) -> Result<()> {
+        Ok(())
+    }
+
+    /// Whether the tokens of the oldest step under way are there.
+    fn is_fetched(&mut self) -> Result<bool> {
+        Ok(true)
+    }
+
+    /// Waits for the tokens of the oldest step under way.
+    fn fetched(&mut self) -> Result<Vec<u32>> {
+        Ok(Vec::new())
+    }
+
+    /// Has steps from now on tell how long the device stood idle before them, where it can.
+    fn time_idle(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// How long the device stood idle before the oldest step that was not asked about. Its results
+    /// are there.
+    fn idle(&mut self) -> Result<Option<Duration>> {
+        Ok(None)
     }
 
     /// Answers the queries from `first` on, as many as `layout.rows` or as are left, after

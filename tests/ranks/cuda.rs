@@ -15,6 +15,7 @@ use contract::tensor::DType;
 use ranks::error::StartError;
 use ranks::group::Group;
 
+use super::ahead;
 use super::collectives::{BASE, LAYERS, cost};
 use super::feed::{Feed, batch, distance, logprobs};
 use super::fixture::{BASES, ENGINE, Fixture, parallel};
@@ -256,6 +257,44 @@ fn greedy_text_is_the_same_on_the_cpu_and_on_any_ranks() {
         for cut in &cuts {
             assert_eq!(texts(*cut), wanted, "{base}, {cut:?}");
         }
+    }
+}
+
+#[test]
+fn ahead_of_the_host_the_same_tokens_are_drawn_on_any_ranks() {
+    let Some((_one, cuts)) = cuts(&[Cut::One, Cut::Peer(2), Cut::Nccl(2)]) else { return };
+    let fixture = Fixture::open("llama");
+    let (adapters, prompts) = (adapters(&fixture), fixture.prompts());
+    for cut in cuts {
+        let mut group = cut.start(&fixture, DType::F32).unwrap();
+        assert!(group.runs_ahead());
+        // The last adapter keeps adapted steps from being recorded.
+        for (loaded, slots) in [(2, [None, Some(0), Some(1)]), (7, [None, Some(2), Some(6)])] {
+            let slots_loaded = 0..loaded.min(adapters.len() as u32);
+            slots_loaded.for_each(|it| load_one(&mut group, &fixture, cut.ranks(), &adapters, it));
+            let sequences = ahead::sequences(&prompts, &slots);
+            let wanted = ahead::texts(&mut group, &sequences, false);
+            for turn in 0..2 {
+                let found = ahead::texts(&mut group, &sequences, true);
+                assert_eq!(found, wanted, "{cut:?}, {slots:?}, turn {turn}");
+            }
+        }
+        group.time_idle().unwrap();
+        let step = Arc::new(batch(&[Feed::new(&prompts[0], 1, None)]));
+        let idle = [(); 3].map(|()| group.run(Arc::clone(&step)).unwrap().idle);
+        assert!(idle[0].is_none() && idle[1..].iter().all(Option::is_some), "{cut:?}: {idle:?}");
+    }
+}
+
+#[test]
+fn a_crowd_is_drawn_for_ahead_of_the_host_on_any_ranks() {
+    let Some((_one, cuts)) = cuts(&[Cut::One, Cut::Peer(2), Cut::Nccl(2)]) else { return };
+    let fixture = Fixture::open("llama");
+    let model = fixture.model(fixture.base());
+    for cut in cuts {
+        let mut group = fixture.start_with(&model, &cut.parallel(), &ahead::CROWDED).unwrap();
+        let mut texts = |ahead| ahead::crowd(&mut group, fixture.config.shape.vocab, ahead);
+        assert_eq!(texts(true), texts(false), "{cut:?}");
     }
 }
 

@@ -59,8 +59,8 @@ pub trait Comm<B>: Send {
     fn count(&mut self, _why: Purpose, _times: u64) {}
 
     /// Whether all collectives went well whose results are there: to be asked before what was
-    /// computed from them is believed.
-    fn settle(&mut self) -> Result<(), CommError> {
+    /// computed from them is believed. `more`: others are still under way.
+    fn settle(&mut self, _more: bool) -> Result<(), CommError> {
         Ok(())
     }
 }

@@ -231,8 +231,13 @@ impl<L: Link> Comm<Buf> for DeviceComm<L> {
         }
     }
 
-    fn settle(&mut self) -> Result<(), CommError> {
-        match self.link.state() {
+    fn settle(&mut self, more: bool) -> Result<(), CommError> {
+        let state = self.link.state();
+        if more {
+            // What is under way has as long as if it had been launched now.
+            self.link.launched();
+        }
+        match state {
             State::Well => Ok(()),
             State::Stopped => Err(CommError::PeerLost),
             State::TimedOut => {

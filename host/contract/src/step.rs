@@ -15,8 +15,10 @@ pub struct BlockId(pub u32);
 /// are consecutive, and sequences are sorted so that rows of one slot are too.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
-    /// Input token of each row.
+    /// Input token of each row; 0 where it is pending.
     pub tokens: Vec<u32>,
+    /// Rows whose input tokens are not known yet, in order.
+    pub pending: Vec<Pending>,
     /// Position of each row in its sequence; consecutive inside a span.
     pub positions: Vec<u32>,
     /// One a sequence, covering all rows in order.
@@ -29,6 +31,15 @@ pub struct Batch {
     pub queries: Vec<Query>,
     /// Prompt and output tokens of the sequences whose sampling reads them, end to end.
     pub history: Vec<u32>,
+}
+
+/// A row whose input token the step started just before draws. That step may still be in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pending {
+    /// Row of this batch.
+    pub row: u32,
+    /// Index into the queries of the batch before; one that [`Query::is_followed`].
+    pub query: u32,
 }
 
 /// The rows of one sequence.
@@ -58,6 +69,14 @@ pub struct Query {
     pub choice: Choice,
     /// How many of the likeliest tokens to name; `None` also leaves out the token's own logprob.
     pub top_logprobs: Option<u32>,
+}
+
+impl Query {
+    /// Whether ranks that run ahead answer it without looking at the logits again: they are gone
+    /// once the next step has begun, and only what is drawn can be its input.
+    pub fn is_followed(&self) -> bool {
+        matches!(self.choice, Choice::Draw(_)) && self.top_logprobs.is_none()
+    }
 }
 
 /// Which token a query is about.
@@ -104,6 +123,8 @@ pub struct StepOutput {
     pub answers: Vec<Answer>,
     /// Time that the ranks spent on the step.
     pub elapsed: Duration,
+    /// How long the first rank's device stood idle before it, where that is measured.
+    pub idle: Option<Duration>,
 }
 
 /// Why the ranks could not do what was asked. After [`Fault::Dead`] nothing will work.
@@ -123,9 +144,30 @@ pub enum Fault {
 }
 
 /// The ranks of one replica, seen from the engine.
+///
+/// Commands take effect in the order in which they are given, whatever is still in flight: a step
+/// sees the keys and values of all steps started before it, and the slots as they were left.
 pub trait Executor: Send {
-    /// Computes one step. Writes the keys and values of every row into the cache.
-    fn run(&mut self, batch: Arc<Batch>) -> Result<StepOutput, Fault>;
+    /// Whether it pays to start a step while the one before is in flight: the ranks then go from
+    /// one to the next without waiting for anybody. Where a step is slow beside what the engine
+    /// does between two, a row that turns out to be for nothing would cost more.
+    fn runs_ahead(&self) -> bool {
+        false
+    }
+
+    /// Starts a step. Writes the keys and values of every row into the cache. Two steps may be in
+    /// flight; a second one only if every query of the first [`Query::is_followed`].
+    fn start(&mut self, batch: Arc<Batch>);
+
+    /// Waits for the oldest step in flight. When it was refused, what it would have drawn is
+    /// missing to the rows that count on it, and to nobody else.
+    fn finish(&mut self) -> Result<StepOutput, Fault>;
+
+    /// Computes one step while none is in flight.
+    fn run(&mut self, batch: Arc<Batch>) -> Result<StepOutput, Fault> {
+        self.start(batch);
+        self.finish()
+    }
 
     /// Puts a generation into a slot on all ranks, or on none. The slot's former content is gone.
     fn load(&mut self, slot: Slot, generation: Arc<Generation>) -> Result<(), Fault>;

@@ -12,6 +12,7 @@ mod mailbox;
 pub mod recent;
 
 // The main loop and what it does in each turn.
+mod ahead;
 mod batch;
 mod main_loop;
 mod scheduler;

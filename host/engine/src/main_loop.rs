@@ -1,6 +1,6 @@
-//! The engine's thread: receive, schedule, run, settle.
+//! The engine's thread: receive, schedule, start, settle.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,6 +14,7 @@ use contract::request::{Finish, Request};
 use contract::step::{Executor, Fault, StepOutput};
 use slab::Slab;
 
+use crate::ahead::Flight;
 use crate::batch::Batches;
 use crate::handle::{Parts, StartError};
 use crate::load::Shared;
@@ -56,6 +57,10 @@ pub struct MainLoop {
     scheduler: Scheduler,
     plan: Plan,
     batches: Batches,
+    /// Steps that are not settled yet, the oldest first: two at most.
+    flights: VecDeque<Flight>,
+    /// When the last step was done.
+    done: Instant,
     streams: Slab<Box<Stream>>,
     residents: Residents,
     settling: Settling,
@@ -87,6 +92,8 @@ impl MainLoop {
             scheduler: Scheduler::new(limits(&parts.settings, parts.blocks)),
             plan: Plan::default(),
             batches: Batches::default(),
+            flights: VecDeque::new(),
+            done: Instant::now(),
             streams: Slab::new(),
             residents: Residents::new(residency, parts.catalogue, loader, metrics),
             settling: Settling::new(parts.text, parts.metrics),
@@ -100,22 +107,45 @@ impl MainLoop {
     /// Runs until told to stop.
     pub fn run(mut self) {
         self.place_pinned();
-        while self.receive() {
+        let mut idle = false;
+        while self.receive(idle) {
             self.retire();
-            self.sweep();
-            self.schedule();
-            self.publish();
-            if !self.plan.shares.is_empty() {
-                self.step();
+            let started = self.may_plan() && self.plan();
+            let ahead = started && self.executor.runs_ahead();
+            let settles = self.flights.len() > usize::from(ahead);
+            if settles {
+                self.settle();
             }
+            idle = !started && !settles && self.settling.ended == 0;
+        }
+        while !self.flights.is_empty() {
+            self.settle();
+            self.retire();
         }
         self.fail_all("the server is shutting down");
     }
 
+    /// Whether the next step can be planned before the one in flight is settled.
+    fn may_plan(&self) -> bool {
+        self.flights.back().is_none_or(|flight| flight.may_be_followed(&self.scheduler))
+    }
+
+    /// Plans the next step and starts it, if there is anything to do.
+    fn plan(&mut self) -> bool {
+        self.sweep();
+        self.schedule();
+        self.publish();
+        let some = !self.plan.shares.is_empty();
+        if some {
+            self.start();
+        }
+        some
+    }
+
     /// Takes what was sent; waits for something when there is nothing else to do. False: stop.
-    fn receive(&mut self) -> bool {
+    fn receive(&mut self, idle: bool) -> bool {
         let mut command =
-            if self.is_idle() { self.commands.recv().ok() } else { self.commands.try_recv().ok() };
+            if idle { self.commands.recv().ok() } else { self.commands.try_recv().ok() };
         while let Some(received) = command {
             match received {
                 Command::Submit { request, entry, stream } => self.open(request, entry, stream),
@@ -126,10 +156,6 @@ impl MainLoop {
             command = self.commands.try_recv().ok();
         }
         true
-    }
-
-    fn is_idle(&self) -> bool {
-        self.plan.shares.is_empty() && self.settling.ended == 0
     }
 
     fn open(&mut self, request: Request, entry: Option<Arc<Entry>>, mut stream: Box<Stream>) {
@@ -170,15 +196,10 @@ impl MainLoop {
             return;
         }
         let (streams, metrics) = (&mut self.streams, &self.settling.metrics);
-        self.scheduler.retire(|key| {
-            let over = streams[key].is_over();
-            if over {
-                streams.remove(key).close(metrics);
-            }
-            over
-        });
+        self.scheduler.end(|key| streams[key].is_over());
+        let left = self.scheduler.retire(|key| streams.remove(key).close(metrics));
         self.moved = true;
-        self.settling.ended = 0;
+        self.settling.ended = left;
         self.settling.wake();
     }
 
@@ -218,30 +239,44 @@ impl MainLoop {
         }
     }
 
-    fn step(&mut self) {
-        let running = self.scheduler.running();
-        let batch = self.batches.build(&self.plan.shares, running, self.block_tokens);
-        let (rows, queries) = (batch.tokens.len(), batch.queries.len());
-        let start = Instant::now();
-        let result = self.executor.run(batch).and_then(|output| complete(output, queries));
-        let metrics = &self.settling.metrics;
-        metrics.step_seconds.observe(start.elapsed().as_secs_f64());
-        metrics.iteration_tokens.observe(rows as f64);
-        match result {
+    fn start(&mut self) {
+        let (shares, running) = (&self.plan.shares, self.scheduler.running());
+        let batch = self.batches.build(shares, running, self.block_tokens);
+        self.flights.push_back(Flight::new(shares, &batch));
+        self.executor.start(batch);
+        self.scheduler.begin(&self.plan.shares);
+    }
+
+    /// Waits for the oldest step in flight, and gives its sequences their answers.
+    fn settle(&mut self) {
+        let Some(flight) = self.flights.pop_front() else { return };
+        let output = self.executor.finish();
+        self.time(&flight);
+        match output.and_then(|output| complete(output, flight.queries)) {
             Ok(output) => {
-                self.settling.settle(&self.plan, output, &mut self.scheduler, &mut self.streams)
+                self.settling.settle(&flight.shares, output, &mut self.scheduler, &mut self.streams)
             }
-            Err(Fault::Refused(reason)) => self.fail_step(&reason),
+            Err(Fault::Refused(reason)) => self.fail_step(&flight, &reason),
             Err(fault) => self.die(&fault),
         }
     }
 
+    /// A step's time is from the end of the one before, where it was started earlier.
+    fn time(&mut self, flight: &Flight) {
+        let (now, metrics) = (Instant::now(), &self.settling.metrics);
+        let elapsed = now - flight.started.max(self.done);
+        self.done = now;
+        metrics.step_seconds.observe(elapsed.as_secs_f64());
+        metrics.iteration_tokens.observe(flight.rows as f64);
+    }
+
     /// The ranks are unharmed, but this batch is not to be had: its sequences end.
-    fn fail_step(&mut self, reason: &str) {
+    fn fail_step(&mut self, flight: &Flight, reason: &str) {
         tracing::error!(reason, "the ranks refused a step");
-        for share in &self.plan.shares {
-            let key = self.scheduler.running()[share.at].key;
-            self.streams[key].finish(Finish::Failed(reason.to_owned()), &mut self.settling);
+        for share in &flight.shares {
+            self.scheduler.fail(share);
+            let finish = Finish::Failed(reason.to_owned());
+            self.streams[share.key].finish(finish, &mut self.settling);
         }
         self.settling.wake();
     }
@@ -252,6 +287,8 @@ impl MainLoop {
         self.shared.dead.get_or_init(|| fault.to_string());
         self.settling.metrics.dead.set(1);
         self.plan.shares.clear();
+        self.flights.clear();
+        self.scheduler.abandon();
         self.fail_all(&fault.to_string());
     }
 

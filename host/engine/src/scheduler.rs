@@ -43,13 +43,35 @@ pub struct Limits {
     pub overtaken_max: u32,
 }
 
-/// The part of one running sequence in a step.
+/// The part of one running sequence in a step: `rows` tokens from position `first` on. Its queries
+/// are those for the prompt's logprobs, then that of the draw.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share {
-    /// Index into [`Scheduler::running`].
+    /// Index into [`Scheduler::running`] when the step was planned.
     pub at: usize,
-    /// Tokens to compute, from the first uncomputed one on.
+    /// The sequence.
+    pub key: Key,
+    /// Position of its first row.
+    pub first: usize,
+    /// Tokens to compute.
     pub rows: usize,
+    /// Prompt logprobs that it asks for.
+    pub scores: usize,
+    /// Whether it ends with a draw.
+    pub draws: bool,
+}
+
+impl Share {
+    fn new(at: usize, sequence: &Sequence, rows: usize) -> Self {
+        let (key, first) = (sequence.key, sequence.computed);
+        let (scores, draws) = (sequence.scores(rows).len(), sequence.draws(rows));
+        Self { at, key, first, rows, scores, draws }
+    }
+
+    /// Position behind its last row.
+    pub fn end(&self) -> usize {
+        self.first + self.rows
+    }
 }
 
 /// A sequence that began to run, for the first time or again.
@@ -123,35 +145,98 @@ impl Scheduler {
         plan.shares.sort_unstable_by_key(slot);
     }
 
-    /// Takes note that the step computed this share.
-    pub fn advance(&mut self, share: Share) -> &mut Sequence {
-        let sequence = &mut self.running[share.at];
-        let block_tokens = self.limits.block_tokens;
-        sequence.scored = sequence.scores(share.rows).end;
-        let full_before = sequence.computed / block_tokens;
-        sequence.computed += share.rows;
-        let full = sequence.computed / block_tokens;
-        if self.limits.prefix_cache && full > full_before {
-            sequence.extend_chain(full, block_tokens);
-            for block in full_before..full {
-                self.pool.name(sequence.blocks[block], sequence.chain[block]);
+    /// Takes note that a step with these shares starts: what is planned next comes after it.
+    pub fn begin(&mut self, shares: &[Share]) {
+        let mut queries = 0;
+        for share in shares {
+            let sequence = &mut self.running[share.at];
+            sequence.in_flight += 1;
+            sequence.scored += share.scores;
+            sequence.computed += share.rows;
+            queries += share.scores;
+            if share.draws {
+                sequence.pending += 1;
+                sequence.query = queries;
+                queries += 1;
             }
+        }
+    }
+
+    /// Takes note that the oldest step in flight computed this share, and what it drew. The token
+    /// is dropped where the sequence has ended meanwhile.
+    pub fn settle(&mut self, share: &Share, token: Option<u32>) -> &mut Sequence {
+        let at = self.land(share);
+        let sequence = &mut self.running[at];
+        if !sequence.over {
+            name_blocks(&mut self.pool, &self.limits, sequence, share);
+            sequence.tokens.extend(token);
         }
         sequence
     }
 
+    /// Takes note that nothing came of this share of the oldest step in flight: its sequence ends.
+    pub fn fail(&mut self, share: &Share) {
+        let at = self.land(share);
+        self.running[at].over = true;
+    }
+
+    /// A share is in flight no more. Where its sequence runs now.
+    fn land(&mut self, share: &Share) -> usize {
+        let at = self.place(share);
+        self.running[at].in_flight -= 1;
+        self.running[at].pending -= usize::from(share.draws);
+        at
+    }
+
+    /// Where a sequence with a share in flight runs now. It stays while it is in flight, and others
+    /// before it may have gone.
+    fn place(&self, share: &Share) -> usize {
+        let last = share.at.min(self.running.len() - 1);
+        let found = (0..=last).rev().find(|at| self.running[*at].key == share.key);
+        found.expect("who is in flight runs: this is a bug")
+    }
+
+    /// Nothing is in flight any more, and nothing will be.
+    pub fn abandon(&mut self) {
+        for sequence in &mut self.running {
+            (sequence.in_flight, sequence.over) = (0, true);
+        }
+    }
+
+    /// Takes note of who ended: they are planned no more.
+    pub fn end(&mut self, mut ended: impl FnMut(Key) -> bool) {
+        for sequence in self.running.iter_mut().chain(&mut self.waiting) {
+            sequence.over = sequence.over || ended(sequence.key);
+        }
+    }
+
     /// Lets go of all sequences that ended, with their blocks and leases. The only place that does.
-    pub fn retire(&mut self, mut ended: impl FnMut(Key) -> bool) {
-        let pool = &mut self.pool;
+    /// Those in flight stay until they are not, so that whatever their rows read or write is theirs
+    /// alone; answers with their number.
+    pub fn retire(&mut self, mut gone: impl FnMut(Key)) -> usize {
+        let (pool, mut left) = (&mut self.pool, 0);
         let mut stays = |sequence: &mut Sequence| {
-            let ended = ended(sequence.key);
-            if ended {
+            if sequence.over && sequence.in_flight == 0 {
                 give_back(pool, sequence);
+                gone(sequence.key);
+                return false;
             }
-            !ended
+            left += usize::from(sequence.over);
+            true
         };
         self.running.retain_mut(&mut stays);
         self.waiting.retain_mut(&mut stays);
+        left
+    }
+
+    /// Whether there are blocks for the next token of all that run. Where there are not, somebody
+    /// has to give way.
+    pub fn has_blocks(&self) -> bool {
+        let lacks = |it: &Sequence| {
+            it.len().div_ceil(self.limits.block_tokens).saturating_sub(it.blocks.len())
+        };
+        let decoding = self.running.iter().filter(|it| it.uncomputed() == 1);
+        decoding.map(lacks).sum::<usize>() <= self.pool.available()
     }
 
     /// Running sequences; a plan's shares point here until the next change.
@@ -173,7 +258,7 @@ impl Scheduler {
         let mut at = 0;
         while at < self.running.len() && room.rows > 0 {
             if self.running[at].uncomputed() == 1 && self.has_block(at, plan) {
-                plan.shares.push(Share { at, rows: 1 });
+                plan.shares.push(Share::new(at, &self.running[at], 1));
                 room.rows -= 1;
             }
             at += 1;
@@ -183,7 +268,7 @@ impl Scheduler {
     /// Makes sure that a sequence has a block for its next position, if need be at the cost of the
     /// youngest. False if that was the sequence itself.
     fn has_block(&mut self, at: usize, plan: &mut Plan) -> bool {
-        let needed = self.running[at].tokens.len().div_ceil(self.limits.block_tokens);
+        let needed = self.running[at].len().div_ceil(self.limits.block_tokens);
         while self.running[at].blocks.len() < needed {
             match self.pool.take() {
                 Some(block) => self.running[at].blocks.push(block),
@@ -224,7 +309,18 @@ impl Room {
         if rows > 0 {
             self.rows -= rows;
             self.scores -= sequence.scores(rows).len();
-            plan.shares.push(Share { at, rows });
+            plan.shares.push(Share::new(at, sequence, rows));
+        }
+    }
+}
+
+/// Names the blocks that a share filled: its tokens are known by now, and were computed.
+fn name_blocks(pool: &mut Pool, limits: &Limits, sequence: &mut Sequence, share: &Share) {
+    let [before, full] = [share.first, share.end()].map(|end| end / limits.block_tokens);
+    if limits.prefix_cache && full > before {
+        sequence.extend_chain(full, limits.block_tokens);
+        for block in before..full {
+            pool.name(sequence.blocks[block], sequence.chain[block]);
         }
     }
 }

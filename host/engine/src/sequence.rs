@@ -25,10 +25,19 @@ pub struct Sequence {
     pub adapter: Option<Arc<Entry>>,
     /// Binds it to one generation, from first admission to its end.
     pub lease: Option<Lease>,
-    /// Prompt and output.
+    /// Prompt and output, as far as it is known.
     pub tokens: Vec<u32>,
-    /// Positions whose keys and values are in the cache; less than `tokens.len()`.
+    /// Tokens that steps in flight draw for it.
+    pub pending: usize,
+    /// The query of the last step started that draws for it.
+    pub query: usize,
+    /// Positions whose keys and values are in the cache, once the steps in flight are done; at most
+    /// as many as tokens, pending ones included.
     pub computed: usize,
+    /// Steps in flight that have rows of it: until there are none, it keeps all that it holds.
+    pub in_flight: usize,
+    /// Ended while in flight: it is not planned any more.
+    pub over: bool,
     /// Its block table.
     pub blocks: Vec<BlockId>,
     /// Names of its first full blocks, as far as they were needed.
@@ -54,7 +63,11 @@ impl Sequence {
             adapter,
             lease: None,
             tokens,
+            pending: 0,
+            query: 0,
             computed: 0,
+            in_flight: 0,
+            over: false,
             blocks: Vec::new(),
             chain: Vec::new(),
             scored: 0,
@@ -68,14 +81,21 @@ impl Sequence {
         self.lease.as_ref().map(Lease::slot)
     }
 
-    /// Tokens drawn so far.
-    pub fn drawn(&self) -> usize {
-        self.tokens.len() - self.request.prompt.len()
+    /// Tokens, pending ones included.
+    pub fn len(&self) -> usize {
+        self.tokens.len() + self.pending
     }
 
-    /// Tokens whose keys and values are not in the cache.
+    /// Tokens drawn so far, pending ones included.
+    pub fn drawn(&self) -> usize {
+        self.len() - self.request.prompt.len()
+    }
+
+    /// Rows to compute: tokens whose keys and values are in the cache for no step started so far.
+    /// A sequence that ends with the token pending needs none.
     pub fn uncomputed(&self) -> usize {
-        self.tokens.len() - self.computed
+        let ends = self.drawn() > 0 && self.drawn() == self.request.max_tokens as usize;
+        if ends || self.over { 0 } else { self.len() - self.computed }
     }
 
     /// Prompt tokens whose logprobs were asked for and are not known yet.

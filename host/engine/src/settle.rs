@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::Instant;
 
-use contract::step::StepOutput;
+use contract::step::{Answer, StepOutput};
 use slab::Slab;
 
 use crate::metrics::Metrics;
-use crate::scheduler::{Plan, Scheduler};
+use crate::scheduler::{Scheduler, Share};
 use crate::stream::Stream;
 use crate::text::Text;
 
@@ -47,7 +47,7 @@ impl Settling {
     /// Settles a step: advances its sequences and hands them their answers.
     pub fn settle(
         &mut self,
-        plan: &Plan,
+        shares: &[Share],
         output: StepOutput,
         scheduler: &mut Scheduler,
         streams: &mut Slab<Box<Stream>>,
@@ -55,17 +55,20 @@ impl Settling {
         self.now = Instant::now();
         let mut answers = output.answers.into_iter();
         let mut drawn = 0;
-        for share in &plan.shares {
-            let sequence = &scheduler.running()[share.at];
-            let (scores, draws) = (sequence.scores(share.rows).len(), sequence.draws(share.rows));
-            let sequence = scheduler.advance(*share);
+        for share in shares {
+            let scores: Vec<Answer> = answers.by_ref().take(share.scores).collect();
+            let answer = if share.draws { answers.next() } else { None };
+            let token = answer.as_ref().map(|answer| answer.token);
+            let sequence = scheduler.settle(share, token);
+            if sequence.over {
+                continue;
+            }
             let stream = &mut streams[sequence.key];
-            stream.prompt_scores(answers.by_ref().take(scores));
-            if sequence.uncomputed() == 0 && sequence.drawn() == 0 {
+            stream.prompt_scores(scores);
+            if share.end() == sequence.request.prompt.len() {
                 stream.prompt_done(self);
             }
-            if draws && let Some(answer) = answers.next() {
-                sequence.tokens.push(answer.token);
+            if let Some(answer) = answer {
                 stream.token(answer, self);
                 drawn += 1;
             }

@@ -84,9 +84,9 @@ impl Stream {
     }
 
     /// Takes logprobs of the next tokens of the prompt.
-    pub fn prompt_scores(&mut self, answers: impl Iterator<Item = Answer>) {
+    pub fn prompt_scores(&mut self, answers: impl IntoIterator<Item = Answer>) {
         if let Some(scores) = &mut self.prompt_scores {
-            scores.extend(answers.map(scored));
+            scores.extend(answers.into_iter().map(scored));
         }
     }
 

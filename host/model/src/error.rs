@@ -27,6 +27,9 @@ pub enum Error {
     /// A generation that is not cut for this model and group; the rank is unharmed.
     #[error("{0}")]
     Generation(String),
+    /// A step that this group cannot compute; the rank is unharmed.
+    #[error("{0}")]
+    Step(String),
     /// The device is too small for what was asked for.
     #[error("{0}")]
     NoRoom(String),

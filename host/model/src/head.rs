@@ -53,6 +53,18 @@ impl<O: Ops> Head<O> {
         self.launch(pass, act, vocabulary, 0)
     }
 
+    /// Launches all other chunks: nothing is read back, as tokens are all that is asked.
+    pub fn rest<C: Comm<O::Buf>>(
+        &mut self,
+        pass: &mut Pass<'_, O, C>,
+        act: &mut Activations<O>,
+        vocabulary: &Vocabulary<O>,
+        queries: usize,
+    ) -> Result<()> {
+        let mut chunks = (0..queries).step_by(self.chunk_rows).skip(1);
+        chunks.try_for_each(|first| self.launch(pass, act, vocabulary, first))
+    }
+
     /// Answers all queries on the first rank, on the others nothing; the first chunk is under way.
     pub fn answer<C: Comm<O::Buf>>(
         &mut self,
@@ -90,11 +102,10 @@ impl<O: Ops> Head<O> {
         self.pick(pass, act, first..first + layout.rows)?;
         vocabulary.logits(pass.ops, &act.hidden, layout.rows, &mut self.part)?;
         self.gather(pass, layout.rows * layout.part_width)?;
-        if pass.comm.rank() == 0 {
-            let logits = if layout.parts == 1 { &self.part } else { &self.whole };
-            pass.ops.choose(logits, &layout, pass.step, first)?;
-        }
-        Ok(())
+        // On every rank, as all of them need what is drawn for the next step: equal logits are
+        // chosen from equally.
+        let logits = if layout.parts == 1 { &self.part } else { &self.whole };
+        Ok(pass.ops.choose(logits, &layout, pass.step, first)?)
     }
 
     fn layout<C: Comm<O::Buf>>(

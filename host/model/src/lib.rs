@@ -20,6 +20,7 @@ mod mlp;
 mod pass;
 pub mod rank;
 pub mod room;
+mod step;
 mod rope;
 mod tensors;
 mod vocabulary;

@@ -1,14 +1,11 @@
-//! The forward pass of one rank.
+//! One rank: its part of the model, and the adapters that come and go.
 
-use std::collections::HashSet;
-use std::sync::Arc;
+use std::collections::{HashSet, VecDeque};
 
 use collective::comm::Comm;
 use contract::adapter::{Exchange, Generation, Slot};
-use contract::counts::Purpose;
-use contract::step::{Answer, Batch};
 use contract::tensor::DType;
-use kernels::ops::{Ops, Rows, WeightView};
+use kernels::ops::{Ops, WeightView};
 
 use crate::blueprint::Blueprint;
 use crate::error::{Error, Result};
@@ -17,25 +14,30 @@ use crate::hf::ModelConfig;
 use crate::layer::Layer;
 use crate::loader::Loader;
 use crate::lora::Shrunk;
-use crate::pass::{Activations, Pass, Widths};
+use crate::pass::{Activations, Widths};
 use crate::room;
+use crate::step::Started;
 use crate::vocabulary::Vocabulary;
 
 /// One rank: its shards of the model, its heads' KV cache, its adapters' local pairs.
 pub struct Rank<O: Ops, C: Comm<O::Buf>> {
-    ops: O,
-    comm: C,
-    vocabulary: Vocabulary<O>,
-    layers: Vec<Layer<O>>,
-    head: Head<O>,
-    rope: O::Weight,
-    activations: Activations<O>,
-    shrunk: Shrunk<O>,
+    pub(crate) ops: O,
+    pub(crate) comm: C,
+    pub(crate) vocabulary: Vocabulary<O>,
+    pub(crate) layers: Vec<Layer<O>>,
+    pub(crate) head: Head<O>,
+    pub(crate) rope: O::Weight,
+    pub(crate) activations: Activations<O>,
+    pub(crate) shrunk: Shrunk<O>,
     /// Rows that the activations have room for.
-    rows_max: usize,
+    pub(crate) rows_max: usize,
     blocks: usize,
     /// Slots whose adapters need collectives of their own.
-    exchanging: HashSet<Slot>,
+    pub(crate) exchanging: HashSet<Slot>,
+    /// Steps that were launched and whose answers nobody took yet, the oldest first.
+    pub(crate) started: VecDeque<Started<O::Step>>,
+    /// Tokens of the last answers that the host found.
+    pub(crate) drawn: Vec<u32>,
 }
 
 impl<O: Ops, C: Comm<O::Buf>> Rank<O, C> {
@@ -67,60 +69,14 @@ impl<O: Ops, C: Comm<O::Buf>> Rank<O, C> {
             rows_max,
             blocks,
             exchanging,
+            started: VecDeque::new(),
+            drawn: Vec::new(),
         })
     }
 
     /// Blocks of the KV cache, the same on all ranks.
     pub fn blocks(&self) -> usize {
         self.blocks
-    }
-
-    /// Computes one step. The first rank returns the answers, the others none.
-    pub fn forward(&mut self, batch: &Arc<Batch>) -> Result<Vec<Answer>> {
-        let rows_max = if self.may_be_recorded(batch) { self.rows_max } else { 0 };
-        let step = self.ops.step(batch, rows_max)?;
-        let collectives = self.collectives();
-        let Self { ops, comm, vocabulary, layers, head, rope, activations, shrunk, .. } = self;
-        let adapted = batch.segments.iter().any(|segment| segment.slot.is_some());
-        let mut runs = 0;
-        comm.meet()?;
-        let launched = ops.launch(&step, |ops| -> Result<()> {
-            // Where it is launched twice, the second time is a recording.
-            comm.record(runs > 0);
-            runs += 1;
-            let shrunk = adapted.then_some(&mut *shrunk);
-            let mut pass = Pass { ops, comm, step: &step, rows: step.rows(), shrunk, rope };
-            vocabulary.embed(&mut pass, &mut activations.residual)?;
-            for (at, layer) in layers.iter_mut().enumerate() {
-                layer.forward(&mut pass, activations, at == 0)?;
-            }
-            let elements = pass.rows * head.hidden;
-            pass.ops.add(&activations.hidden, elements, &mut activations.residual)?;
-            head.start(&mut pass, activations, vocabulary)
-        });
-        comm.record(false);
-        launched?;
-        if runs == 0 {
-            comm.count(Purpose::Base, collectives);
-        }
-        comm.meet()?;
-        let mut pass = Pass { ops, comm, step: &step, rows: step.rows(), shrunk: None, rope };
-        let answers = head.answer(&mut pass, activations, vocabulary, batch)?;
-        comm.settle()?;
-        Ok(answers)
-    }
-
-    /// Whether a graph may be recorded for steps like this one. An adapter's own exchange is as
-    /// long as the batch's adapters make it, so it cannot be part of one. All ranks come to the
-    /// same answer, as they must: a replayed collective meets none that is launched by itself.
-    fn may_be_recorded(&self, batch: &Batch) -> bool {
-        let slots = batch.segments.iter().filter_map(|segment| segment.slot);
-        slots.into_iter().all(|slot| !self.exchanging.contains(&slot))
-    }
-
-    /// Of a recorded step: one for the embedding, two a layer, one for the logits.
-    fn collectives(&self) -> u64 {
-        2 * self.layers.len() as u64 + 2
     }
 
     /// Puts this rank's local pairs into `slot`. After an error the slot is empty.

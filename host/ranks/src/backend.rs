@@ -94,6 +94,11 @@ impl Backend {
         }
     }
 
+    /// Whether it pays to start a step before the one ahead of it is done.
+    pub fn runs_ahead(&self) -> bool {
+        matches!(self, Self::Cuda(_))
+    }
+
     /// The ranks of this process. `name` is what several processes call their group.
     pub fn crew(
         self,

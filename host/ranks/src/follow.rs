@@ -1,6 +1,6 @@
 //! A process whose ranks belong to a group that another process leads.
 
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
 use std::time::Instant;
@@ -14,7 +14,7 @@ use crate::error::StartError;
 use crate::group::{Group, GroupSpec};
 use crate::remote::{MEETING, PAUSE, RemoteReply, Welcome};
 use crate::wire::{self, Wire};
-use crate::worker::{Command, Failure};
+use crate::worker::{COMMANDS_MAX, Command, Failure, Orders};
 
 /// Runs this process's ranks until the leader hangs up, or until one fails.
 pub fn follow(spec: &GroupSpec<'_>, launch: &Launch) -> Result<(), StartError> {
@@ -43,9 +43,10 @@ fn obey(
     let lost = |error: std::io::Error| meeting_failed(launch, error.to_string());
     wire::send(&mut stream, |out| told.put(out)).map_err(lost)?;
     let (mut group, give_up) = built?;
-    let commands = attend(stream.try_clone().map_err(lost)?, give_up).map_err(lost)?;
-    for command in commands {
-        let reply: RemoteReply = match group.call(&command) {
+    let _deaf = Deaf(stream.try_clone().map_err(lost)?);
+    let given = attend(stream.try_clone().map_err(lost)?, group.orders(), give_up).map_err(lost)?;
+    for () in given {
+        let reply: RemoteReply = match group.replies() {
             Ok(_) => None,
             Err(Fault::Refused(message)) => Some((Failure::Refused(message), first)),
             Err(Fault::Dead { rank, message }) => Some((Failure::Dead(message), rank)),
@@ -58,6 +59,17 @@ fn obey(
     match group.dead() {
         Some((rank, message)) => Err(StartError::Rank { rank, message }),
         None => Ok(()),
+    }
+}
+
+/// Hears no more commands once it is dropped: who passes them on ends, and only then can ranks that
+/// wait for one. What was said before is still on its way.
+struct Deaf(TcpStream);
+
+impl Drop for Deaf {
+    fn drop(&mut self) {
+        // It may be closed already.
+        let _ = self.0.shutdown(Shutdown::Read);
     }
 }
 
@@ -96,19 +108,21 @@ fn watch(stream: TcpStream, give_up: GiveUp) -> std::io::Result<()> {
     thread::Builder::new().name("leader".to_owned()).spawn(watch).map(drop)
 }
 
-/// The leader's commands. When it hangs up, `give_up` frees the ranks that wait for its ranks.
-fn attend(mut stream: TcpStream, give_up: GiveUp) -> std::io::Result<Receiver<Command>> {
-    let (outbox, commands) = sync_channel(1);
+/// Passes the leader's commands on to the ranks as they come, whatever is in flight: for each, one
+/// reply is due. When it hangs up, `give_up` frees the ranks that wait for its ranks.
+fn attend(mut stream: TcpStream, orders: Orders, give_up: GiveUp) -> std::io::Result<Receiver<()>> {
+    let (outbox, given) = sync_channel(COMMANDS_MAX);
     let listen = move || {
         while let Ok(command) = wire::receive::<Command>(&mut stream) {
-            if outbox.send(command).is_err() {
+            orders.give(&command);
+            if outbox.send(()).is_err() {
                 return;
             }
         }
         give_up();
     };
     thread::Builder::new().name("leader".to_owned()).spawn(listen)?;
-    Ok(commands)
+    Ok(given)
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The ranks of one replica as one executor.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -7,7 +8,7 @@ use config::launch::Launch;
 use config::settings;
 use contract::adapter::{Generation, Slot};
 use contract::counts::CollectiveCounts;
-use contract::step::{Answer, Batch, Executor, Fault, StepOutput};
+use contract::step::{Batch, Executor, Fault, StepOutput};
 use kernels::cuda::NcclName;
 use model::blueprint::Progress;
 use model::hf::ModelConfig;
@@ -17,7 +18,7 @@ use crate::cache::Cache;
 use crate::error::StartError;
 use crate::remote::Remotes;
 use crate::source::Source;
-use crate::worker::{Build, Command, Failure, Worker};
+use crate::worker::{Build, Command, Failure, Orders, Worker};
 
 /// What a group is made of.
 pub struct GroupSpec<'a> {
@@ -64,6 +65,8 @@ impl GroupSpec<'_> {
 /// The ranks of one replica, one thread each, in this process and perhaps in others. Dropping it
 /// ends them.
 pub struct Group {
+    /// Dropped before those that they are given to.
+    orders: Orders,
     workers: Vec<Worker>,
     /// Those of other processes, where this one leads.
     remotes: Option<Remotes>,
@@ -73,8 +76,22 @@ pub struct Group {
     counts: Arc<CollectiveCounts>,
     /// What the ranks compute on, in words.
     backend: String,
+    /// Steps that were started and not finished, the oldest first.
+    flights: VecDeque<Flight>,
+    /// When the last step was done.
+    landed: Instant,
+    /// Whether steps are started before the one ahead of them is done.
+    runs_ahead: bool,
     /// The rank that failed for good, and what it said.
     dead: Option<(usize, String)>,
+}
+
+/// A step that was started.
+enum Flight {
+    /// The ranks' replies are still to come.
+    Sent(Instant),
+    /// It came to nothing, or something that was called behind it took its replies first.
+    Done(Result<StepOutput, Fault>),
 }
 
 /// What a started group has room for.
@@ -125,13 +142,14 @@ impl Group {
         attend: impl FnOnce(&GiveUp) -> Result<Option<Remotes>, StartError>,
     ) -> Result<(Self, GiveUp), StartError> {
         let (tensor, counts) = (spec.parallel.tensor, Arc::new(CollectiveCounts::default()));
-        let words = backend.to_string();
+        let (words, runs_ahead) = (backend.to_string(), backend.runs_ahead());
         let source = Arc::new(Source::open(spec, &backend)?);
         let crew = backend.crew(tensor, &source, &counts, launched.map(|(_, name)| name));
         let first = launched.map_or(0, |(launch, _)| launch.process * tensor / launch.processes);
         let others = (attend(&crew.give_up)?, first);
         let group = Self::of(crew.builds, others, source.limits(), counts)?;
-        Ok((Self { backend: words, limits: source.limits(), ..group }, crew.give_up))
+        let limits = source.limits();
+        Ok((Self { backend: words, runs_ahead, limits, ..group }, crew.give_up))
     }
 
     /// The group of the ranks that are built so; the first of them is number `first` of all.
@@ -146,9 +164,21 @@ impl Group {
             let rank = first + index;
             Worker::spawn(rank, build).map_err(|error| failed(rank, error.to_string()))
         };
-        let workers = builds.into_iter().enumerate().map(spawn).collect::<Result<_, _>>()?;
-        let backend = String::new();
-        let mut group = Self { workers, remotes, first, limits, counts, backend, dead: None };
+        let workers: Vec<_> =
+            builds.into_iter().enumerate().map(spawn).collect::<Result<_, _>>()?;
+        let mut group = Self {
+            orders: Orders::new(&workers),
+            workers,
+            remotes,
+            first,
+            limits,
+            counts,
+            backend: String::new(),
+            flights: VecDeque::new(),
+            landed: Instant::now(),
+            runs_ahead: false,
+            dead: None,
+        };
         match group.replies() {
             Ok(_) => Ok(group),
             Err(Fault::Dead { rank, message }) => Err(failed(rank, message)),
@@ -176,25 +206,58 @@ impl Group {
         &self.counts
     }
 
-    /// Has all ranks do one thing; the first rank's answers.
-    pub fn call(&mut self, command: &Command) -> Result<Vec<Answer>, Fault> {
+    /// From now on, steps tell how long the first rank's device stood idle before them.
+    pub fn time_idle(&mut self) -> Result<(), Fault> {
+        self.call(&Command::TimeIdle)
+    }
+
+    /// Has all ranks do one thing, behind the steps in flight.
+    fn call(&mut self, command: &Command) -> Result<(), Fault> {
+        self.send(command)?;
+        for at in 0..self.flights.len() {
+            if let Flight::Sent(started) = self.flights[at] {
+                self.flights[at] = Flight::Done(self.land(started));
+            }
+        }
+        self.replies().map(drop)
+    }
+
+    /// What gives this process's ranks their commands. They cannot end before it is dropped.
+    pub fn orders(&self) -> Orders {
+        Orders::new(&self.workers)
+    }
+
+    /// Gives all ranks a command; each will have one reply.
+    pub fn send(&mut self, command: &Command) -> Result<(), Fault> {
         if let Some((rank, message)) = self.dead.clone() {
             return Err(Fault::Dead { rank, message });
         }
         if let Some(remotes) = &mut self.remotes {
             remotes.send(command);
         }
-        self.workers.iter().for_each(|worker| worker.send(command.clone()));
-        self.replies()
+        self.orders.give(command);
+        Ok(())
     }
 
-    /// One reply of every rank: the first rank's answers, or the worst failure.
-    fn replies(&mut self) -> Result<Vec<Answer>, Fault> {
-        let mut answers = Vec::new();
+    /// Waits for the oldest step that was sent. Its time is from the end of the one before, where
+    /// it was started earlier.
+    fn land(&mut self, started: Instant) -> Result<StepOutput, Fault> {
+        let output = self.replies()?;
+        let elapsed = started.max(self.landed).elapsed();
+        self.landed = Instant::now();
+        Ok(StepOutput { elapsed, ..output })
+    }
+
+    /// One reply of every rank: the first rank's, or the worst failure.
+    pub fn replies(&mut self) -> Result<StepOutput, Fault> {
+        if let Some((rank, message)) = self.dead.clone() {
+            return Err(Fault::Dead { rank, message });
+        }
+        let mut output = StepOutput::default();
         let mut worst: Option<(Failure, usize)> = None;
         for (index, worker) in self.workers.iter().enumerate() {
             match worker.reply() {
-                Ok(reply) if index == 0 => answers = reply,
+                Ok(reply) if index == 0 => output = reply,
                 Ok(_) => {}
                 Err(failure) => worst = worst.max(Some((failure, self.first + index))),
             }
@@ -207,7 +270,7 @@ impl Group {
             worst = remotes.replies().into_iter().map(Some).fold(worst, Option::max);
         }
         match worst {
-            None => Ok(answers),
+            None => Ok(output),
             Some((Failure::Refused(message), _)) => Err(Fault::Refused(message)),
             Some((Failure::Follower(message) | Failure::Dead(message), rank)) => {
                 self.dead = Some((rank, message.clone()));
@@ -218,20 +281,34 @@ impl Group {
 }
 
 impl Executor for Group {
-    fn run(&mut self, batch: Arc<Batch>) -> Result<StepOutput, Fault> {
-        let (rows, rows_max) = (batch.tokens.len(), self.limits.rows_max);
-        if rows > rows_max {
-            let why = format!("a batch of {rows} rows; batch_tokens_max is {rows_max}");
-            return Err(Fault::Refused(why));
-        }
+    fn runs_ahead(&self) -> bool {
+        self.runs_ahead
+    }
+
+    fn start(&mut self, batch: Arc<Batch>) {
         let start = Instant::now();
-        let answers = self.call(&Command::Run(batch))?;
-        Ok(StepOutput { answers, elapsed: start.elapsed() })
+        let (rows, rows_max) = (batch.tokens.len(), self.limits.rows_max);
+        let sent = if rows > rows_max {
+            let why = format!("a batch of {rows} rows; batch_tokens_max is {rows_max}");
+            Err(Fault::Refused(why))
+        } else {
+            self.send(&Command::Run(batch))
+        };
+        let flight = sent.map_or_else(|fault| Flight::Done(Err(fault)), |()| Flight::Sent(start));
+        self.flights.push_back(flight);
+    }
+
+    fn finish(&mut self) -> Result<StepOutput, Fault> {
+        let flight = self.flights.pop_front().expect("a step was started: this is a bug");
+        match flight {
+            Flight::Sent(started) => self.land(started),
+            Flight::Done(output) => output,
+        }
     }
 
     fn load(&mut self, slot: Slot, generation: Arc<Generation>) -> Result<(), Fault> {
         match self.call(&Command::Load(slot, generation)) {
-            Ok(_) => Ok(()),
+            Ok(()) => Ok(()),
             Err(fault @ Fault::Refused(_)) => {
                 self.unload(slot)?;
                 Err(fault)
@@ -241,140 +318,9 @@ impl Executor for Group {
     }
 
     fn unload(&mut self, slot: Slot) -> Result<(), Fault> {
-        self.call(&Command::Unload(slot)).map(drop)
+        self.call(&Command::Unload(slot))
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Mutex;
-    use std::time::Duration;
-
-    use collective::comm::Comm;
-    use collective::threads::ThreadComm;
-    use contract::adapter::{GenerationId, Kind};
-    use contract::counts::Purpose;
-    use model::error::{Error, Result};
-
-    use super::*;
-    use crate::worker::Work;
-
-    /// A rank that writes down what it is asked, and fails when told.
-    struct Scripted {
-        comm: ThreadComm,
-        fails: Fails,
-        log: Arc<Mutex<Vec<String>>>,
-    }
-
-    #[derive(Clone, Copy, PartialEq)]
-    enum Fails {
-        Never,
-        Load,
-        Run,
-        Panic,
-    }
-
-    impl Scripted {
-        fn note(&self, what: &str) {
-            let rank = Comm::<Vec<f32>>::rank(&self.comm);
-            self.log.lock().unwrap().push(format!("{what} {rank}"));
-        }
-    }
-
-    impl Work for Scripted {
-        fn run(&mut self, _: &Arc<Batch>) -> Result<Vec<Answer>> {
-            match self.fails {
-                Fails::Run => return Err(kernels::error::Error::Device("it burns".into()).into()),
-                Fails::Panic => panic!("out of coffee"),
-                _ => {}
-            }
-            self.comm.all_reduce_sum(&mut vec![1.0], 1, Purpose::Base)?;
-            let token = Comm::<Vec<f32>>::rank(&self.comm) as u32;
-            Ok(vec![Answer { token, ..Answer::default() }])
-        }
-
-        fn load(&mut self, _: Slot, _: &Generation) -> Result<()> {
-            if self.fails == Fails::Load {
-                let full = kernels::error::Error::Memory { what: "a pair", bytes: 7 };
-                return Err(Error::Kernel(full));
-            }
-            self.note("load");
-            Ok(())
-        }
-
-        fn unload(&mut self, _: Slot) {
-            self.note("unload");
-        }
-    }
-
-    /// Three ranks of which the second fails as told, and what they write down.
-    fn group(fails: Fails) -> (Group, Arc<Mutex<Vec<String>>>) {
-        let (counts, log) = (Arc::default(), Arc::new(Mutex::new(Vec::new())));
-        let comms = ThreadComm::group(3, Duration::from_secs(20), &counts);
-        let build = |(rank, comm)| -> Build {
-            let fails = if rank == 1 { fails } else { Fails::Never };
-            let rank = Scripted { comm, fails, log: Arc::clone(&log) };
-            Box::new(move || Ok(Box::new(rank)))
-        };
-        let builds = comms.into_iter().enumerate().map(build).collect();
-        let limits = Limits { blocks: 1, positions_max: 16, rows_max: 4 };
-        (Group::of(builds, (None, 0), limits, counts).unwrap(), log)
-    }
-
-    fn generation() -> Arc<Generation> {
-        let id = GenerationId([0; 32]);
-        let name = "any".to_owned();
-        Arc::new(Generation { id, name, kind: Kind::Plain, lora_rank: 1, ranks: Vec::new() })
-    }
-
-    #[test]
-    fn the_first_rank_answers() {
-        let (mut group, _) = group(Fails::Never);
-        let output = group.run(Arc::default()).unwrap();
-        assert_eq!(output.answers, [Answer::default()]);
-        assert_eq!(group.counts().get(Purpose::Base), 1);
-    }
-
-    #[test]
-    fn a_load_happens_on_all_ranks_or_on_none() {
-        let (mut group, log) = group(Fails::Load);
-        let Err(Fault::Refused(why)) = group.load(Slot(0), generation()) else { panic!("loaded") };
-        assert_eq!(why, "out of memory: a pair needs 7 bytes");
-        let mut log = log.lock().unwrap().clone();
-        log.sort();
-        assert_eq!(log, ["load 0", "load 2", "unload 0", "unload 1", "unload 2"]);
-        assert!(group.run(Arc::default()).is_ok(), "a refusal harms nobody");
-    }
-
-    #[test]
-    fn a_rank_that_fails_is_named_and_its_peers_are_free() {
-        for (fails, expected) in [(Fails::Run, "it burns"), (Fails::Panic, "out of coffee")] {
-            let (mut group, _) = group(fails);
-            for _ in 0..2 {
-                let Err(fault) = group.run(Arc::default()) else { panic!("ran") };
-                let Fault::Dead { rank: 1, message } = fault else { panic!("{fault}") };
-                assert!(message.contains(expected), "{message}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_rank_that_cannot_be_built_is_named() {
-        let build = |rank: usize| -> Build {
-            Box::new(move || {
-                assert!(rank == 0, "no device {rank}");
-                Ok(Box::new(Scripted {
-                    comm: ThreadComm::group(1, Duration::ZERO, &Arc::default()).remove(0),
-                    fails: Fails::Never,
-                    log: Arc::default(),
-                }))
-            })
-        };
-        let limits = Limits { blocks: 1, positions_max: 16, rows_max: 4 };
-        let Err(error) = Group::of(vec![build(0), build(1)], (None, 0), limits, Arc::default())
-        else {
-            panic!("started")
-        };
-        assert_eq!(error.to_string(), "rank 1 did not start: panicked: no device 1");
-    }
-}
+mod tests;

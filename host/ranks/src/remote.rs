@@ -18,7 +18,7 @@ use kernels::cuda::NcclName;
 use crate::backend::GiveUp;
 use crate::error::StartError;
 use crate::wire::{self, Wire};
-use crate::worker::{Command, Failure};
+use crate::worker::{COMMANDS_MAX, Command, Failure};
 
 /// How long processes wait for each other to start: images may still be loading.
 pub const MEETING: Duration = Duration::from_secs(300);
@@ -90,7 +90,7 @@ impl Remotes {
     /// Starts listening for replies. When a connection ends, `give_up` frees this process's ranks.
     pub fn attend(&mut self, give_up: &GiveUp) -> io::Result<()> {
         for peer in &mut self.peers {
-            let (outbox, replies) = sync_channel(1);
+            let (outbox, replies) = sync_channel(COMMANDS_MAX);
             peer.replies = replies;
             let (mut stream, give_up) = (peer.stream.try_clone()?, give_up.clone());
             let listen = move || {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use contract::adapter::{Exchange, Generation, GenerationId, Kind, LayerPairs, LocalPair};
 use contract::adapter::{PairShape, Slot};
 use contract::sampling::Sampling;
-use contract::step::{Batch, BlockId, Choice, Draw, Query, Segment, Span};
+use contract::step::{Batch, BlockId, Choice, Draw, Pending, Query, Segment, Span};
 use kernels::cuda::NcclName;
 
 use crate::worker::{Command, Failure};
@@ -83,7 +83,8 @@ macro_rules! fields {
 }
 
 fields! {
-    Batch { tokens, positions, spans, blocks, segments, queries, history }
+    Batch { tokens, pending, positions, spans, blocks, segments, queries, history }
+    Pending { row, query }
     Span { rows, blocks }
     Segment { slot, rows }
     Query { row, choice, top_logprobs }
@@ -335,6 +336,7 @@ impl Command {
                 put_part(generation, ranks, out);
             }
             Self::Unload(slot) => (2_u8, *slot).put(out),
+            Self::TimeIdle => 3_u8.put(out),
         }
     }
 }
@@ -349,6 +351,7 @@ impl Wire for Command {
             0 => Some(Self::Run(Wire::get(from)?)),
             1 => Some(Self::Load(Wire::get(from)?, Wire::get(from)?)),
             2 => Some(Self::Unload(Wire::get(from)?)),
+            3 => Some(Self::TimeIdle),
             _ => None,
         }
     }
@@ -388,7 +391,8 @@ mod tests {
             output: 2..3,
         };
         Batch {
-            tokens: vec![1, 2, 3],
+            tokens: vec![1, 2, 0],
+            pending: vec![Pending { row: 2, query: 1 }],
             positions: vec![0, 1, 9],
             spans: vec![Span { rows: 0..2, blocks: 0..1 }, Span { rows: 2..3, blocks: 1..2 }],
             blocks: vec![BlockId(4), BlockId(5)],

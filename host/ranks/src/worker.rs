@@ -1,14 +1,19 @@
-//! One rank on its own thread: commands go in, one reply a command comes out.
+//! One rank on its own thread: commands go in, one reply a command comes out, in order.
+//!
+//! The reply to a step comes when it is computed, and the next step may be launched before. So a
+//! rank with a step in flight looks for the next command and for the step's answers in turn: to
+//! wait for either would hold up the other. (To wait for a device is to look at it all the time,
+//! too; this costs no more.)
 
 use std::any::Any;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::thread::{self, JoinHandle};
 
 use collective::comm::{Comm, CommError};
 use contract::adapter::{Generation, Slot};
-use contract::step::{Answer, Batch};
+use contract::step::{Batch, StepOutput};
 use kernels::error::Error as Kernel;
 use kernels::ops::Ops;
 use model::error::{Error, Result};
@@ -16,8 +21,22 @@ use model::rank::Rank;
 
 /// What a rank does, whatever its backend.
 pub trait Work {
-    /// Computes one step; see [`Rank::forward`].
-    fn run(&mut self, batch: &Arc<Batch>) -> Result<Vec<Answer>>;
+    /// See [`Rank::start`].
+    fn start(&mut self, batch: &Arc<Batch>) -> Result<()>;
+
+    /// See [`Rank::in_flight`].
+    fn in_flight(&self) -> usize;
+
+    /// See [`Rank::is_done`].
+    fn is_done(&mut self) -> Result<bool>;
+
+    /// See [`Rank::answer`].
+    fn answer(&mut self) -> Result<StepOutput>;
+
+    /// See [`Rank::time_idle`].
+    fn time_idle(&mut self) -> Result<()> {
+        Ok(())
+    }
 
     /// See [`Rank::load`].
     fn load(&mut self, slot: Slot, generation: &Generation) -> Result<()>;
@@ -27,8 +46,24 @@ pub trait Work {
 }
 
 impl<O: Ops, C: Comm<O::Buf>> Work for Rank<O, C> {
-    fn run(&mut self, batch: &Arc<Batch>) -> Result<Vec<Answer>> {
-        self.forward(batch)
+    fn start(&mut self, batch: &Arc<Batch>) -> Result<()> {
+        Rank::start(self, batch)
+    }
+
+    fn in_flight(&self) -> usize {
+        Rank::in_flight(self)
+    }
+
+    fn is_done(&mut self) -> Result<bool> {
+        Rank::is_done(self)
+    }
+
+    fn answer(&mut self) -> Result<StepOutput> {
+        Rank::answer(self)
+    }
+
+    fn time_idle(&mut self) -> Result<()> {
+        Rank::time_idle(self)
     }
 
     fn load(&mut self, slot: Slot, generation: &Generation) -> Result<()> {
@@ -49,6 +84,7 @@ pub enum Command {
     Run(Arc<Batch>),
     Load(Slot, Arc<Generation>),
     Unload(Slot),
+    TimeIdle,
 }
 
 /// Why a command failed, the least telling first.
@@ -62,8 +98,11 @@ pub enum Failure {
     Dead(String),
 }
 
-/// The answers of a run on the first rank; empty otherwise.
-pub type Reply = std::result::Result<Vec<Answer>, Failure>;
+/// What a run brought on the first rank; empty otherwise.
+pub type Reply = std::result::Result<StepOutput, Failure>;
+
+/// Commands that a rank has not replied to: two steps in flight, and a load behind them.
+pub const COMMANDS_MAX: usize = 3;
 
 /// A handle on a rank's thread. Dropping it ends the thread and waits for it.
 pub struct Worker {
@@ -76,25 +115,41 @@ pub struct Worker {
 impl Worker {
     /// Starts a thread that builds a rank. The first reply says whether that worked.
     pub fn spawn(rank: usize, build: Build) -> std::io::Result<Self> {
-        let (commands, inbox) = sync_channel(1);
-        let (outbox, replies) = sync_channel(1);
+        let (commands, inbox) = sync_channel(COMMANDS_MAX);
+        let (outbox, replies) = sync_channel(COMMANDS_MAX);
         let thread = thread::Builder::new()
             .name(format!("rank-{rank}"))
             .spawn(move || live(build, &inbox, &outbox))?;
         Ok(Self { commands: Some(commands), replies, thread: Some(thread) })
     }
 
-    /// Passes a command on. If the thread has ended, [`Self::reply`] says so.
-    pub fn send(&self, command: Command) {
-        let commands = self.commands.as_ref().expect("commands end with the worker: this is a bug");
-        // A rank that is gone has left its failure among the replies, or none at all.
-        let _ = commands.send(command);
+    /// Where commands go in.
+    fn commands(&self) -> &SyncSender<Command> {
+        self.commands.as_ref().expect("commands end with the worker: this is a bug")
     }
 
     /// Waits for the reply to the oldest unanswered command.
     pub fn reply(&self) -> Reply {
         let gone = |_| Err(Failure::Follower("its thread has ended".to_owned()));
         self.replies.recv().unwrap_or_else(gone)
+    }
+}
+
+/// Gives commands to ranks. While it is there, their threads wait for more.
+pub struct Orders(Vec<SyncSender<Command>>);
+
+impl Orders {
+    /// For these ranks.
+    pub fn new(workers: &[Worker]) -> Self {
+        Self(workers.iter().map(|worker| worker.commands().clone()).collect())
+    }
+
+    /// Passes a command on. If a thread has ended, [`Worker::reply`] says so.
+    pub fn give(&self, command: &Command) {
+        for commands in &self.0 {
+            // A rank that is gone has left its failure among the replies, or none at all.
+            let _ = commands.send(command.clone());
+        }
     }
 }
 
@@ -113,54 +168,121 @@ impl Drop for Worker {
 fn live(build: Build, commands: &Receiver<Command>, replies: &SyncSender<Reply>) {
     let ended = panic::catch_unwind(AssertUnwindSafe(|| obey(build, commands, replies)));
     let failure = match ended {
-        Ok(Ok(())) => return,
-        Ok(Err(failure)) => failure,
+        Ok(End::Over) => return,
+        Ok(End::Failed(failure)) => failure,
         Err(panic) => Failure::Dead(format!("panicked: {}", message(panic.as_ref()))),
     };
     // Nobody listens if the group is being dropped.
     let _ = replies.send(Err(failure));
 }
 
-fn obey(
-    build: Build,
-    commands: &Receiver<Command>,
-    replies: &SyncSender<Reply>,
-) -> std::result::Result<(), Failure> {
-    let mut rank = build().map_err(failure)?;
-    let mut reply = Ok(Vec::new());
+/// Why a rank's thread ends.
+enum End {
+    /// Nobody gives commands, or nobody listens to replies.
+    Over,
+    /// It told its last.
+    Failed(Failure),
+}
+
+fn obey(build: Build, commands: &Receiver<Command>, replies: &SyncSender<Reply>) -> End {
+    let mut rank = match build() {
+        Ok(rank) => rank,
+        Err(error) => return End::Failed(failure(error)),
+    };
+    let mut obedient = Obedient { rank: rank.as_mut(), replies };
+    let mut going = obedient.tell(Ok(StepOutput::default()));
     loop {
-        if replies.send(reply).is_err() {
-            return Ok(());
-        }
-        let Ok(command) = commands.recv() else { return Ok(()) };
-        reply = match execute(rank.as_mut(), command) {
-            Err(failure @ (Failure::Follower(_) | Failure::Dead(_))) => return Err(failure),
-            reply => reply,
+        going = match going.and_then(|()| obedient.next(commands)) {
+            Ok(command) => obedient.execute(command),
+            Err(End::Over) => return obedient.land(),
+            Err(failed) => return failed,
         };
     }
 }
 
-fn execute(rank: &mut dyn Work, command: Command) -> Reply {
-    match command {
-        Command::Run(batch) => rank.run(&batch).map_err(failure),
-        Command::Load(slot, generation) => match rank.load(slot, &generation) {
-            Ok(()) => Ok(Vec::new()),
-            Err(error @ Error::Kernel(Kernel::Memory { .. } | Kernel::Unfit(_))) => {
-                Err(Failure::Refused(error.to_string()))
+/// A rank, and who gets its replies.
+struct Obedient<'a> {
+    rank: &'a mut dyn Work,
+    replies: &'a SyncSender<Reply>,
+}
+
+impl Obedient<'_> {
+    /// The next command. Until there is one, steps are answered as they are done.
+    fn next(&mut self, commands: &Receiver<Command>) -> std::result::Result<Command, End> {
+        while self.rank.in_flight() > 0 {
+            match commands.try_recv() {
+                Ok(command) => return Ok(command),
+                Err(TryRecvError::Disconnected) => return Err(End::Over),
+                Err(TryRecvError::Empty) => {}
             }
-            Err(error) => Err(failure(error)),
-        },
-        Command::Unload(slot) => {
-            rank.unload(slot);
-            Ok(Vec::new())
+            match self.rank.is_done() {
+                Ok(true) => self.answer()?,
+                Ok(false) => thread::yield_now(),
+                Err(error) => return Err(End::Failed(failure(error))),
+            }
         }
+        commands.recv().map_err(|_| End::Over)
+    }
+
+    fn execute(&mut self, command: Command) -> std::result::Result<(), End> {
+        let done = match command {
+            Command::Run(batch) => match self.rank.start(&batch) {
+                Ok(()) => return Ok(()),
+                refused => refused,
+            },
+            Command::Load(slot, generation) => match self.rank.load(slot, &generation) {
+                Err(error @ Error::Kernel(Kernel::Memory { .. } | Kernel::Unfit(_))) => {
+                    Err(Error::Generation(error.to_string()))
+                }
+                loaded => loaded,
+            },
+            Command::Unload(slot) => {
+                self.rank.unload(slot);
+                Ok(())
+            }
+            Command::TimeIdle => self.rank.time_idle(),
+        };
+        let reply = lasting(done.map(|()| StepOutput::default()))?;
+        // The steps in flight come first.
+        while self.rank.in_flight() > 0 {
+            self.answer()?;
+        }
+        self.tell(reply)
+    }
+
+    /// Waits for the steps in flight, whose answers nobody wants.
+    fn land(&mut self) -> End {
+        while self.rank.in_flight() > 0 {
+            if let Err(error) = self.rank.answer() {
+                return End::Failed(failure(error));
+            }
+        }
+        End::Over
+    }
+
+    fn answer(&mut self) -> std::result::Result<(), End> {
+        let reply = lasting(self.rank.answer())?;
+        self.tell(reply)
+    }
+
+    /// Replies to the oldest command.
+    fn tell(&mut self, reply: Reply) -> std::result::Result<(), End> {
+        self.replies.send(reply).map_err(|_| End::Over)
+    }
+}
+
+/// The reply of a rank that goes on after it.
+fn lasting(result: Result<StepOutput>) -> std::result::Result<Reply, End> {
+    match result.map_err(failure) {
+        Err(failure @ (Failure::Follower(_) | Failure::Dead(_))) => Err(End::Failed(failure)),
+        reply => Ok(reply),
     }
 }
 
 fn failure(error: Error) -> Failure {
     let message = error.to_string();
     match error {
-        Error::Generation(_) => Failure::Refused(message),
+        Error::Generation(_) | Error::Step(_) => Failure::Refused(message),
         Error::Comm(CommError::PeerLost) => Failure::Follower(message),
         _ => Failure::Dead(message),
     }

@@ -4,6 +4,7 @@ use crate::error::Result;
 
 use super::device::{Device, Grid, threads_for, to_u32};
 use super::memory::Buf;
+use super::sample::Tokens;
 use super::step::Step;
 use super::weight::Weight;
 
@@ -12,6 +13,7 @@ use super::weight::Weight;
 pub struct EmbedParams {
     table: u64,
     tokens: u64,
+    drawn: u64,
     out: u64,
     first: u32,
     table_rows: u32,
@@ -19,18 +21,19 @@ pub struct EmbedParams {
     padding: u32,
 }
 
-const _: () = assert!(size_of::<EmbedParams>() == 40);
+const _: () = assert!(size_of::<EmbedParams>() == 48);
 
 pub fn embed(
     device: &Device,
-    table: &Weight,
-    first: u32,
+    (table, first): (&Weight, u32),
+    tokens: &Tokens,
     step: &Step,
     out: &mut Buf,
 ) -> Result<()> {
     let params = EmbedParams {
         table: table.elements(),
         tokens: step.index.tokens,
+        drawn: tokens.address(),
         out: out.address(device.dtype, step.rows * table.cols),
         first,
         table_rows: to_u32(table.rows),

@@ -30,29 +30,26 @@ pub struct Graphs {
     with: (u64, [u64; 2]),
 }
 
-impl Graphs {
-    /// Forgets all: something that they were recorded with has moved.
-    pub fn clear(&mut self) {
-        self.recorded.clear();
-    }
-
-    /// Forgets all that were recorded with other addresses.
-    fn hold(&mut self, index: u64, scratch: [u64; 2]) {
-        if self.with != (index, scratch) {
-            self.clear();
-            self.with = (index, scratch);
-        }
-    }
-
-    fn keep(&mut self, alike: Alike, graph: Graph) {
-        if self.recorded.len() >= GRAPHS_MAX {
-            self.clear();
-        }
-        self.recorded.insert(alike, graph);
-    }
-}
-
 impl Cuda {
+    /// Forgets all graphs: something that they were recorded with has moved. One may still run.
+    pub(super) fn forget_graphs(&mut self) -> Result<()> {
+        if !self.graphs.recorded.is_empty() {
+            self.device.synchronize()?;
+            self.graphs.recorded.clear();
+        }
+        Ok(())
+    }
+
+    /// Forgets all graphs that were recorded with other addresses than those of now.
+    fn hold_graphs(&mut self) -> Result<()> {
+        let with = (self.indices.decode(), self.scratch.addresses());
+        if self.graphs.with != with {
+            self.forget_graphs()?;
+            self.graphs.with = with;
+        }
+        Ok(())
+    }
+
     /// Records what `work` launches. It must have run before, so that nothing is left to be
     /// allocated or planned.
     pub fn record<E: From<Error>>(
@@ -79,14 +76,17 @@ impl Cuda {
         alike: Alike,
         mut work: impl FnMut(&mut Self) -> Result<(), E>,
     ) -> Result<(), E> {
-        self.graphs.hold(self.indices.decode(), self.scratch.addresses());
+        self.hold_graphs()?;
         if let Some(graph) = self.graphs.recorded.get(&alike) {
             return Ok(graph.0.launch().during("starting a graph")?);
         }
         work(self)?;
-        self.graphs.hold(self.indices.decode(), self.scratch.addresses());
+        self.hold_graphs()?;
         let graph = self.record(work)?;
-        self.graphs.keep(alike, graph);
+        if self.graphs.recorded.len() >= GRAPHS_MAX {
+            self.forget_graphs()?;
+        }
+        self.graphs.recorded.insert(alike, graph);
         Ok(())
     }
 

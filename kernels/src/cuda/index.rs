@@ -52,8 +52,38 @@ impl Indices {
     }
 
     fn send(&mut self, stream: &CudaStream, bytes: &[u8]) -> Result<()> {
-        self.host.bytes()?[..bytes.len()].copy_from_slice(bytes);
-        self.host.send(stream, bytes.len(), self.device.address())
+        send(&mut self.host, stream, bytes, &self.device)
+    }
+}
+
+fn send(host: &mut Pinned, stream: &CudaStream, bytes: &[u8], to: &Memory) -> Result<()> {
+    host.bytes()?[..bytes.len()].copy_from_slice(bytes);
+    host.send(stream, bytes.len(), to.address())
+}
+
+/// Where all steps lie that graphs serve. One is written to pinned memory while the one before may
+/// still wait to be copied; on the device it takes its place once that has been computed.
+struct Decode {
+    device: Memory,
+    /// The next to be used first.
+    hosts: [Pinned; 2],
+}
+
+impl Decode {
+    fn new(stream: &Arc<CudaStream>, bytes: usize) -> Result<Self> {
+        let host = || Pinned::new(stream.context(), bytes);
+        let device = Memory::zeroed(stream, bytes, "index data")?;
+        Ok(Self { device, hosts: [host()?, host()?] })
+    }
+
+    fn send(&mut self, stream: &CudaStream, bytes: &[u8]) -> Result<()> {
+        self.hosts.swap(0, 1);
+        send(&mut self.hosts[0], stream, bytes, &self.device)
+    }
+
+    /// Waits until nothing is copied any more: then it can go.
+    fn settle(&mut self) -> Result<()> {
+        self.hosts.iter_mut().try_for_each(|host| host.bytes().map(drop))
     }
 }
 
@@ -62,21 +92,21 @@ impl Indices {
 pub struct IndexPool {
     stream: Arc<CudaStream>,
     held: Vec<Arc<Indices>>,
-    /// Where all steps lie that graphs serve.
-    decode: Indices,
+    decode: Decode,
 }
 
 impl IndexPool {
     pub fn new(stream: &Arc<CudaStream>) -> Result<Self> {
-        let decode = Indices::new(stream, DECODE_BYTES)?;
+        let decode = Decode::new(stream, DECODE_BYTES)?;
         Ok(Self { stream: Arc::clone(stream), held: Vec::new(), decode })
     }
 
     /// Copies `words` to where steps that graphs serve lie, and says where that is.
     pub fn upload_decode(&mut self, words: &[u32]) -> Result<u64> {
         let bytes = bytes_of(words);
-        if bytes.len() > self.decode.host.len() {
-            self.decode = Indices::new(&self.stream, bytes.len().next_power_of_two())?;
+        if bytes.len() > self.decode.device.bytes() {
+            self.decode.settle()?;
+            self.decode = Decode::new(&self.stream, bytes.len().next_power_of_two())?;
         }
         self.decode.send(&self.stream, bytes)?;
         Ok(self.decode.device.address())
@@ -102,6 +132,10 @@ impl IndexPool {
         let at = free.unwrap_or(self.held.len());
         if free.is_some_and(|at| self.held[at].host.len() >= bytes) {
             return Ok(at);
+        }
+        if let Some(small) = self.held.get_mut(at).and_then(Arc::get_mut) {
+            // It may still be copied from.
+            small.host.bytes()?;
         }
         let room = bytes.next_power_of_two().max(4096);
         let made = Arc::new(Indices::new(&self.stream, room)?);

@@ -41,6 +41,7 @@ mod lora_decode;
 mod lora_rows;
 mod sample;
 mod graph;
+mod idle;
 mod link;
 mod nccl;
 mod nccl_join;
@@ -51,6 +52,7 @@ mod bandwidth;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use contract::adapter::{Exchange, Slot};
 use contract::step::{Answer, Batch};
@@ -68,6 +70,7 @@ use cache::Cache;
 use device::Device;
 use gemm::Gemm;
 use graph::Graphs;
+use idle::Idle;
 use index::IndexPool;
 use lora::Site;
 use sample::Tokens;
@@ -92,6 +95,7 @@ pub struct Cuda {
     /// Whether a pair with an exchange was ever loaded: graphs don't serve those.
     exchanges: bool,
     tokens: Tokens,
+    idle: Idle,
     indices: IndexPool,
     upload: Upload,
     device: Arc<Device>,
@@ -112,7 +116,8 @@ impl Cuda {
             scratch: Scratch::new(&device.stream)?,
             graphs: Graphs::default(),
             exchanges: false,
-            tokens: Tokens::new(&device, Self::LOGIT_ROWS)?,
+            tokens: Tokens::new(&device)?,
+            idle: Idle::default(),
             indices: IndexPool::new(&device.stream)?,
             upload: Upload::new(&device.stream)?,
             device,
@@ -133,6 +138,7 @@ impl Ops for Cuda {
     type Step = Step;
 
     const LOGIT_ROWS: usize = ALIKE_ROWS_MAX;
+    const FOLLOWS: bool = true;
 
     fn memory(&mut self) -> Result<Option<DeviceMemory>> {
         self.device.memory().map(Some)
@@ -140,7 +146,7 @@ impl Ops for Cuda {
 
     fn buf(&mut self, elements: usize, precision: Precision) -> Result<Buf> {
         // It may take the place of one that a graph was recorded with.
-        self.graphs.clear();
+        self.forget_graphs()?;
         let dtype = match precision {
             Precision::Activation => self.device.dtype,
             Precision::Full => DType::F32,
@@ -171,7 +177,7 @@ impl Ops for Cuda {
 
     fn site_load(&mut self, site: &mut Site, pairs: &SlotPairs<'_>) -> Result<()> {
         if site.load(&self.device, &mut self.upload, pairs)? {
-            self.graphs.clear();
+            self.forget_graphs()?;
         }
         self.exchanges |= site.exchanges;
         Ok(())
@@ -192,14 +198,16 @@ impl Ops for Cuda {
         step: &Step,
         mut work: impl FnMut(&mut Self) -> Result<(), E>,
     ) -> Result<(), E> {
+        self.idle.begin(&self.device)?;
         match step.alike {
-            Some(alike) => self.launch_alike(alike, work),
-            None => work(self),
+            Some(alike) => self.launch_alike(alike, work)?,
+            None => work(self)?,
         }
+        Ok(self.idle.end(&self.device)?)
     }
 
     fn embed(&mut self, table: &Weight, first: u32, step: &Step, out: &mut Buf) -> Result<()> {
-        embed::embed(&self.device, table, first, step, out)
+        embed::embed(&self.device, (table, first), &self.tokens, step, out)
     }
 
     fn rms_norm(
@@ -362,6 +370,27 @@ impl Ops for Cuda {
             true => sample::choose(&self.device, &mut self.tokens, logits, layout, (step, first)),
             false => Ok(()),
         }
+    }
+
+    fn fetch(&mut self, queries: usize) -> Result<()> {
+        self.tokens.fetch(&self.device, queries)
+    }
+
+    fn time_idle(&mut self) -> Result<()> {
+        self.idle.turn_on();
+        Ok(())
+    }
+
+    fn idle(&mut self) -> Result<Option<Duration>> {
+        self.idle.before_oldest()
+    }
+
+    fn is_fetched(&mut self) -> Result<bool> {
+        self.tokens.is_fetched()
+    }
+
+    fn fetched(&mut self) -> Result<Vec<u32>> {
+        self.tokens.fetched()
     }
 
     fn sample(

@@ -84,7 +84,7 @@ impl Step {
     /// At the addresses of all steps alike: only what changes from step to step is at the end.
     fn padded(pool: &mut IndexPool, batch: &Arc<Batch>, alike: Alike) -> Result<Self> {
         let (mut words, rows) = (Words::default(), alike.rows);
-        let tokens = words.add_padded(&batch.tokens, rows, 0);
+        let tokens = words.add_padded(&tokens(batch), rows, 0);
         let positions = words.add_padded(&batch.positions, rows, PADDING);
         let each: Vec<u32> = (0..rows as u32).collect();
         let each = words.add(&each);
@@ -119,7 +119,7 @@ impl Step {
 
     fn exact(pool: &mut IndexPool, batch: &Arc<Batch>) -> Result<Self> {
         let mut words = Words::default();
-        let tokens = words.add(&batch.tokens);
+        let tokens = words.add(&tokens(batch));
         let positions = words.add(&batch.positions);
         let row_span = words.add(&row_span(batch));
         let spans = words.add(spans(batch).as_flattened());
@@ -202,6 +202,18 @@ pub struct Alike {
     pub chunks: usize,
     /// Whether a row has an adapter.
     pub adapted: bool,
+}
+
+/// On a token that the step before draws, whose query the rest is (`params.cuh`).
+const PENDING: u32 = 1 << 31;
+
+/// The tokens as kernels take them.
+fn tokens(batch: &Batch) -> Vec<u32> {
+    let mut tokens = batch.tokens.clone();
+    for pending in &batch.pending {
+        tokens[pending.row as usize] = PENDING | pending.query;
+    }
+    tokens
 }
 
 /// Position of a row that pads a step (`params.cuh`).
@@ -304,6 +316,14 @@ mod tests {
         assert_eq!(segments(&batch), [[7, 1, 130]]);
         assert_eq!(row_span(&batch)[130..], [1, 2, 3]);
         assert_eq!(spans(&batch)[1], [1, 130, 2]);
+    }
+
+    #[test]
+    fn pending_tokens_name_the_query_that_draws_them() {
+        let pending = |row, query| contract::step::Pending { row, query };
+        let pending = vec![pending(0, 2), pending(2, 0)];
+        let batch = Batch { tokens: vec![0, 7, 0], pending, ..Batch::default() };
+        assert_eq!(tokens(&batch), [PENDING | 2, 7, PENDING]);
     }
 
     fn decode(rows: u32, position: u32) -> Batch {

@@ -12,9 +12,6 @@ pub const DRAW_WORDS: usize = 12;
 /// Words of one edit.
 const EDIT_WORDS: usize = 4;
 
-/// The device leaves a row to the host whose cuts keep more tokens than it sorts.
-pub const UNDECIDED: u32 = u32::MAX;
-
 const BANNED: u32 = 1;
 const SEEN: u32 = 2;
 
@@ -27,10 +24,10 @@ struct Edit {
     flags: u32,
 }
 
-/// The draw of a query that a device can answer: nothing else is asked about the row.
+/// The draw of a query that a device answers: nothing else is asked about the row.
 pub fn on_device(query: &Query) -> Option<&Draw> {
     match &query.choice {
-        Choice::Draw(draw) if query.top_logprobs.is_none() => Some(draw),
+        Choice::Draw(draw) if query.is_followed() => Some(draw),
         _ => None,
     }
 }

@@ -35,7 +35,7 @@ pub fn draw(draw: &Draw, logits: &mut [f32], history: &[u32]) -> u32 {
 }
 
 /// Draws from weights proportional to probabilities, the largest of which is 1.
-pub fn draw_by_weight(draw: &Draw, weights: &[f32]) -> u32 {
+fn draw_by_weight(draw: &Draw, weights: &[f32]) -> u32 {
     let u = uniform(draw.seed, draw.index);
     match cut(&draw.sampling, weights) {
         Some(kept) => pick(kept.into_iter(), u),

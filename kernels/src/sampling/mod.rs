@@ -11,8 +11,6 @@ use crate::ops::LogitsLayout;
 
 use logits::{Logits, argmax};
 
-pub use draw::draw_by_weight;
-
 /// What [`crate::ops::Ops::sample`] promises.
 pub fn sample(logits: &[f32], layout: &LogitsLayout, batch: &Batch, first: usize) -> Vec<Answer> {
     let mut scratch = Vec::new();

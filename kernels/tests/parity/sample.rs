@@ -40,7 +40,10 @@ fn samplings(vocab: u32) -> Vec<Sampling> {
         Sampling { top_p: 0.7, ..plain.clone() },
         Sampling { min_p: 0.2, ..plain.clone() },
         // Nearly all tokens, more of them than a device may care to sort.
-        Sampling { temperature: 50.0, top_p: 0.999, ..plain },
+        Sampling { temperature: 50.0, top_p: 0.999, ..plain.clone() },
+        Sampling { temperature: 60.0, top_k: vocab * 3 / 4, ..plain.clone() },
+        Sampling { temperature: 70.0, top_k: vocab - 1, top_p: 0.9, min_p: 0.01, ..plain.clone() },
+        Sampling { temperature: 1e9, min_p: 0.5, ..plain },
         Sampling {
             temperature: 1.4,
             top_k: 20,

@@ -133,7 +133,7 @@ impl<L: Link> Rank<L> {
 
     /// Asks before anybody leaves, which would give up the group.
     fn settle(&mut self) {
-        self.comm.settle().unwrap();
+        self.comm.settle(false).unwrap();
         self.comm.meet().unwrap();
     }
 
@@ -330,7 +330,7 @@ fn waiting(patience: Patience, end: impl Fn() + Sync) -> Vec<Option<(CommError, 
         }
         rank.comm.link.all_reduce_sum(&mut buf, 100_000).unwrap();
         rank.cuda.synchronize().unwrap();
-        Some((rank.comm.settle().unwrap_err(), start.elapsed()))
+        Some((rank.comm.settle(false).unwrap_err(), start.elapsed()))
     })
 }
 

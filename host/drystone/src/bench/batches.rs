@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use contract::adapter::Slot;
 use contract::sampling::Sampling;
-use contract::step::{Batch, BlockId, Choice, Draw, Query, Segment, Span};
+use contract::step::{Batch, BlockId, Choice, Draw, Pending, Query, Segment, Span};
 
 /// Tokens that every shape's vocabulary has.
 const TOKENS: usize = 16_000;
@@ -20,6 +20,8 @@ pub struct Sequences {
     pub blocks: usize,
     /// Slots that they share evenly, neighbours one slot; 0 for none.
     pub adapters: usize,
+    /// Whether the input of each is the token that the step before drew for it.
+    pub follow: bool,
 }
 
 impl Sequences {
@@ -38,6 +40,10 @@ impl Sequences {
             };
             let choice = Choice::Draw(draw);
             batch.queries.push(Query { row: rows.end - 1, choice, top_logprobs: None });
+            if self.follow {
+                batch.tokens[rows.start as usize] = 0;
+                batch.pending.push(Pending { row: rows.start, query: sequence as u32 });
+            }
         }
         Arc::new(batch)
     }

@@ -1,10 +1,13 @@
-//! Starts ranks on random weights and times their steps.
+//! Starts ranks on random weights and times their steps, which are started as the engine does:
+//! where it pays, each before the one ahead of it is done.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use contract::adapter::Slot;
 use contract::base::Projection;
-use contract::step::{Batch, Executor};
+use contract::step::{Batch, Executor, StepOutput};
 use contract::tensor::DType;
 use model::blueprint::Progress;
 use model::hf::ModelConfig;
@@ -17,7 +20,7 @@ use crate::bench::deployment::{
 };
 use crate::bench::generations::{Name, Random};
 use crate::bench::shapes;
-use crate::bench::table::Row;
+use crate::bench::table::{Idle, Row};
 use crate::cli::{Lora, Offline};
 
 /// Prefill steps of a run.
@@ -35,6 +38,39 @@ pub struct Bench<'a> {
     adapters: usize,
     /// The kind that lies in the slots.
     loaded: Option<Name>,
+    /// What the steps in flight are, the oldest first.
+    flights: VecDeque<Step>,
+}
+
+/// What a step is run for.
+#[derive(Clone, Copy, PartialEq)]
+enum Step {
+    Warming,
+    Base,
+    Adapted,
+}
+
+/// Times of the steps of one kind.
+#[derive(Default)]
+struct Times {
+    elapsed_ms: Vec<f64>,
+    /// Of the device before each, where it is measured.
+    idle_us: Vec<f64>,
+}
+
+impl Times {
+    fn note(&mut self, output: &StepOutput) {
+        let us = |time: Duration| time.as_secs_f64() * 1e6;
+        self.elapsed_ms.push(us(output.elapsed) / 1e3);
+        self.idle_us.extend(output.idle.map(us));
+    }
+
+    fn idle(&self) -> Option<Idle> {
+        let mut sorted = self.idle_us.clone();
+        sorted.sort_by(f64::total_cmp);
+        let at = |share: f64| sorted.get((sorted.len() as f64 * share) as usize).copied();
+        Some(Idle { median_us: at(0.5)?, p99_us: at(0.99)? })
+    }
 }
 
 impl<'a> Bench<'a> {
@@ -58,8 +94,10 @@ impl<'a> Bench<'a> {
             replica: 0,
             launch: None,
         };
-        let group = Group::start(&spec)?;
-        Ok(Self { options, config, dtype, group, place, ranks, adapters, loaded: None })
+        let mut group = Group::start(&spec)?;
+        group.time_idle()?;
+        let flights = VecDeque::new();
+        Ok(Self { options, config, dtype, group, place, ranks, adapters, loaded: None, flights })
     }
 
     /// What is measured, in a line.
@@ -82,7 +120,9 @@ impl<'a> Bench<'a> {
     pub fn prefill(&mut self) -> Result<Vec<Row>, Failure> {
         let (count, rows, block_tokens) = (self.options.prompts, self.options.prompt, BLOCK_TOKENS);
         let blocks = rows.div_ceil(BLOCK_TOKENS);
-        let batch = |adapters| Sequences { count, block_tokens, blocks, adapters }.batch(0..rows);
+        let sequences =
+            |adapters| Sequences { count, block_tokens, blocks, adapters, follow: false };
+        let batch = |adapters| sequences(adapters).batch(0..rows);
         let (base, mixed) = (batch(0), batch(self.adapters));
         let run = Run { phase: "prefill", batch: count * rows, sequences: count, steps: PREFILLS };
         self.runs(&run, |_| (Arc::clone(&base), Arc::clone(&mixed)))
@@ -92,14 +132,16 @@ impl<'a> Bench<'a> {
     pub fn decode(&mut self, count: usize) -> Result<Vec<Row>, Failure> {
         let (steps, adapters) = (self.options.steps, self.adapters);
         let blocks = (CONTEXT + steps + 1).div_ceil(BLOCK_TOKENS);
-        let batch = |adapters, positions| {
+        let follow = self.group.runs_ahead();
+        let sequences = |adapters, follow| {
             let block_tokens = BLOCK_TOKENS;
-            Sequences { count, block_tokens, blocks, adapters }.batch(positions)
+            Sequences { count, block_tokens, blocks, adapters, follow }
         };
-        self.group.run(batch(0, 0..CONTEXT))?;
-        let at = |step| CONTEXT + step..CONTEXT + step + 1;
+        self.group.run(sequences(0, false).batch(0..CONTEXT))?;
+        let batch =
+            |adapters, step| sequences(adapters, follow).batch(CONTEXT + step..CONTEXT + step + 1);
         let run = Run { phase: "decode", batch: count, sequences: count, steps };
-        self.runs(&run, |step| (batch(0, at(step)), batch(adapters, at(step))))
+        self.runs(&run, |step| (batch(0, step), batch(adapters, step)))
     }
 
     /// Steps of the base and of each kind of adapters in turn, so that all see the same weather.
@@ -111,39 +153,66 @@ impl<'a> Bench<'a> {
         let mut rows = Vec::new();
         for kind in self.options.lora.clone().into_iter().map(name) {
             kind.map_or(Ok(()), |kind| self.load(kind))?;
-            let (mut base, mut mixed, mut bandwidth) = (Vec::new(), Vec::new(), Vec::new());
+            let (mut base, mut adapted, mut bandwidth) =
+                (Times::default(), Times::default(), Vec::new());
+            let mut note = |done: Option<(Step, StepOutput)>| match done {
+                Some((Step::Base, output)) => base.note(&output),
+                Some((Step::Adapted, output)) => adapted.note(&output),
+                Some((Step::Warming, _)) | None => {}
+            };
             for step in 0..=run.steps {
-                let (plain, adapted) = batches(step);
-                let plain = self.step(plain)?;
-                let adapted = if kind.is_some() { Some(self.step(adapted)?) } else { None };
-                if step > 0 {
-                    base.push(plain);
-                    mixed.extend(adapted);
+                let of = |kind| if step == 0 { Step::Warming } else { kind };
+                let (plain, mixed) = batches(step);
+                note(self.step(of(Step::Base), plain)?);
+                if kind.is_some() {
+                    note(self.step(of(Step::Adapted), mixed)?);
                 }
                 if step % 8 == 0 {
                     bandwidth.push(self.place.bandwidth()?);
                 }
             }
-            let (base, bandwidth) = (median(base), median(bandwidth));
+            note(self.finish()?);
+            let bandwidth = median(&bandwidth);
             if rows.is_empty() {
-                rows.push(self.row(run, None, (base, base), bandwidth));
+                rows.push(self.row(run, None, (&base, &base), bandwidth));
             }
             if kind.is_some() {
-                rows.push(self.row(run, kind, (median(mixed), base), bandwidth));
+                rows.push(self.row(run, kind, (&adapted, &base), bandwidth));
             }
         }
         Ok(rows)
+    }
+
+    /// Starts a step. What is done by then: that step, or the one before where ranks run ahead.
+    fn step(
+        &mut self,
+        step: Step,
+        batch: Arc<Batch>,
+    ) -> Result<Option<(Step, StepOutput)>, Failure> {
+        self.group.start(batch);
+        self.flights.push_back(step);
+        if self.flights.len() > usize::from(self.group.runs_ahead()) {
+            return self.finish();
+        }
+        Ok(None)
+    }
+
+    /// Waits for the oldest step in flight.
+    fn finish(&mut self) -> Result<Option<(Step, StepOutput)>, Failure> {
+        let Some(step) = self.flights.pop_front() else { return Ok(None) };
+        Ok(Some((step, self.group.finish()?)))
     }
 
     fn row(
         &self,
         run: &Run,
         kind: Option<Name>,
-        (step_ms, base_ms): (f64, f64),
+        (times, base): (&Times, &Times),
         bandwidth: f64,
     ) -> Row {
         let adapters = kind.map_or(0, |_| self.adapters.min(run.sequences));
         let each = kind.map_or(0, |kind| self.random(kind).elements() * self.dtype.bytes());
+        let step_ms = median(&times.elapsed_ms);
         Row {
             phase: run.phase,
             batch: run.batch,
@@ -153,7 +222,8 @@ impl<'a> Bench<'a> {
             tokens_per_s: run.batch as f64 / step_ms * 1e3,
             floor_ms: (self.weight_bytes() + (adapters * each) as f64) / bandwidth / 1e6,
             bandwidth_gb_s: bandwidth,
-            to_base: step_ms / base_ms,
+            to_base: step_ms / median(&base.elapsed_ms),
+            idle: times.idle(),
         }
     }
 
@@ -177,10 +247,6 @@ impl<'a> Bench<'a> {
         }
         self.loaded = Some(kind);
         Ok(())
-    }
-
-    fn step(&mut self, batch: Arc<Batch>) -> Result<f64, Failure> {
-        Ok(self.group.run(batch)?.elapsed.as_secs_f64() * 1e3)
     }
 
     /// Bytes that every step must read: the linear layers and the LM head.
@@ -212,7 +278,8 @@ fn name(kind: Lora) -> Option<Name> {
     }
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
 }

@@ -25,13 +25,24 @@ pub struct Row {
     pub bandwidth_gb_s: f64,
     /// Time relative to the base in the same run.
     pub to_base: f64,
+    /// Where it is measured.
+    pub idle: Option<Idle>,
+}
+
+/// How long the device stood idle before steps, each behind the one before.
+#[derive(Clone, Copy, Debug)]
+pub struct Idle {
+    /// Half of them at most.
+    pub median_us: f64,
+    /// All but one of a hundred at most.
+    pub p99_us: f64,
 }
 
 /// Prints a table.
 pub fn text(title: &str, rows: &[Row]) {
     println!("{title}");
     println!(
-        "{:8} {:>5} {:>5} {:>8} {:>9} {:>9} {:>8} {:>8} {:>7} {:>8}",
+        "{:8} {:>5} {:>5} {:>8} {:>9} {:>9} {:>8} {:>8} {:>7} {:>8} {:>8}",
         "phase",
         "batch",
         "lora",
@@ -41,11 +52,12 @@ pub fn text(title: &str, rows: &[Row]) {
         "floor ms",
         "of floor",
         "GB/s",
-        "to base"
+        "to base",
+        "idle us"
     );
     for row in rows {
         println!(
-            "{:8} {:5} {:>5} {:8} {:9.1} {:9.2} {:8.2} {:7.0}% {:7.1} {:8.3}",
+            "{:8} {:5} {:>5} {:8} {:9.1} {:9.2} {:8.2} {:7.0}% {:7.1} {:8.3} {:>8}",
             row.phase,
             row.batch,
             row.kind.map_or("-", Name::label),
@@ -56,6 +68,7 @@ pub fn text(title: &str, rows: &[Row]) {
             row.floor_ms / row.step_ms * 100.0,
             row.bandwidth_gb_s,
             row.to_base,
+            row.idle.map_or("-".to_owned(), |idle| format!("{:.1}", idle.median_us)),
         );
     }
 }
@@ -77,6 +90,8 @@ pub fn json(shape: &str, lora_rank: usize, rows: &[Row]) {
                 "floor_ms": row.floor_ms,
                 "bandwidth_gb_s": row.bandwidth_gb_s,
                 "to_base": row.to_base,
+                "idle_us_median": row.idle.map(|idle| idle.median_us),
+                "idle_us_p99": row.idle.map(|idle| idle.p99_us),
             })
         })
         .collect();

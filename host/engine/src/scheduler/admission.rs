@@ -39,9 +39,11 @@ pub trait Slots {
 impl Scheduler {
     pub(super) fn admit(&mut self, slots: &mut dyn Slots, plan: &mut Plan, room: &mut Room) {
         let mut walk = Walk { slots, later: Vec::new(), drain: None };
+        // Who has no more rows is held here by a step in flight, but needs no seat in the next.
+        let leaving = self.running.iter().filter(|it| it.uncomputed() == 0).count();
         let mut at = 0;
         while at < self.waiting.len()
-            && self.running.len() < self.limits.sequences_max
+            && self.running.len() - leaving < self.limits.sequences_max
             && room.rows > 0
             && walk.later.len() < ASKS_MAX
         {

@@ -1,10 +1,14 @@
 //! Whatever comes, in whatever order, into however small a pool: nothing is lost, leaked, mixed up
 //! or starved. What is checked in every step stands in [`crate::scheduler::world`].
 
+use std::sync::Arc;
+
+use contract::request::Request;
+use contract::sampling::Sampling;
 use proptest::prelude::*;
 
 use crate::scheduler::Limits;
-use crate::scheduler::world::{Adapters, VOCAB, World, expected, request};
+use crate::scheduler::world::{Adapters, VOCAB, World, expected_until, request};
 
 /// A sequence and what happens to it.
 #[derive(Clone, Debug)]
@@ -15,8 +19,44 @@ struct Arrival {
     max_tokens: u32,
     adapter: Option<usize>,
     prompt_logprobs: bool,
+    /// How its sampling stands to steps that run ahead.
+    manner: Manner,
     priority: i32,
     cancelled_after: Option<usize>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Manner {
+    /// Ends by its length.
+    Plain,
+    /// Ends when it says this, which nobody knows before.
+    Stops(u32),
+    /// Its draws read all that was drawn before.
+    ReadsHistory,
+    /// Its draws are answered on the host.
+    Logprobs,
+}
+
+impl Manner {
+    fn set(self, request: &mut Request) {
+        let mut sampling = Sampling::default();
+        match self {
+            Self::Plain => {}
+            Self::Stops(token) => sampling.stop_tokens = vec![token],
+            Self::ReadsHistory => sampling.presence_penalty = 1.0,
+            Self::Logprobs => request.logprobs = Some(0),
+        }
+        request.sampling = Arc::new(sampling);
+    }
+}
+
+fn manner() -> impl Strategy<Value = Manner> {
+    prop_oneof![
+        4 => Just(Manner::Plain),
+        3 => (0..VOCAB).prop_map(Manner::Stops),
+        1 => Just(Manner::ReadsHistory),
+        1 => Just(Manner::Logprobs),
+    ]
 }
 
 #[derive(Clone, Debug)]
@@ -25,6 +65,7 @@ struct Scenario {
     slots_max: usize,
     host_max: usize,
     load_steps: usize,
+    runs_ahead: bool,
     arrivals: Vec<Arrival>,
 }
 
@@ -39,11 +80,21 @@ fn arrival(context_max: usize) -> impl Strategy<Value = Arrival> {
         0..12u32,
         adapter,
         prop::bool::weighted(0.2),
+        manner(),
         -1..2i32,
         prop::option::weighted(0.2, 0..20usize),
     )
         .prop_map(
-            move |(after, prompt, tokens, adapter, prompt_logprobs, priority, cancelled_after)| {
+            move |(
+                after,
+                prompt,
+                tokens,
+                adapter,
+                prompt_logprobs,
+                manner,
+                priority,
+                cancelled,
+            )| {
                 let max_tokens = tokens.min((context_max - prompt.len()) as u32);
                 Arrival {
                     after,
@@ -51,8 +102,9 @@ fn arrival(context_max: usize) -> impl Strategy<Value = Arrival> {
                     max_tokens,
                     adapter,
                     prompt_logprobs,
+                    manner,
                     priority,
-                    cancelled_after,
+                    cancelled_after: cancelled,
                 }
             },
         )
@@ -84,13 +136,15 @@ fn limits() -> impl Strategy<Value = Limits> {
 
 fn scenario() -> impl Strategy<Value = Scenario> {
     let residency = (1..4usize, 1..4usize, 0..4usize);
-    (limits(), residency).prop_flat_map(|(limits, (slots_max, host_max, load_steps))| {
+    (limits(), residency, any::<bool>()).prop_flat_map(|(limits, residency, runs_ahead)| {
+        let (slots_max, host_max, load_steps) = residency;
         let context_max = limits.blocks * limits.block_tokens;
         prop::collection::vec(arrival(context_max), 1..24).prop_map(move |arrivals| Scenario {
             limits: limits.clone(),
             slots_max,
             host_max,
             load_steps,
+            runs_ahead,
             arrivals,
         })
     })
@@ -100,10 +154,12 @@ fn check(scenario: &Scenario) {
     let Scenario { slots_max, host_max, load_steps, .. } = *scenario;
     let adapters = Adapters::with_host_memory(ADAPTERS, slots_max, load_steps, host_max);
     let mut world = World::new(scenario.limits.clone(), adapters);
+    world.runs_ahead = scenario.runs_ahead;
     let mut cancels = Vec::new();
     for arrival in &scenario.arrivals {
         let mut request = request(&arrival.prompt, arrival.max_tokens);
         request.priority = arrival.priority;
+        arrival.manner.set(&mut request);
         request.prompt_logprobs = arrival.prompt_logprobs.then_some(1);
         let key = world.submit_request(request, arrival.adapter);
         cancels.extend(arrival.cancelled_after.map(|after| (world.steps + after, key)));
@@ -125,9 +181,14 @@ fn check_output(world: &World, key: usize, arrival: &Arrival) {
         assert!(arrival.cancelled_after.is_some(), "{key} got no output");
         return;
     };
-    assert_eq!(output.len(), arrival.max_tokens as usize);
+    let stop = match arrival.manner {
+        Manner::Stops(token) => Some(token),
+        _ => None,
+    };
+    let stopped = stop.is_some() && output.last().copied() == stop;
+    assert!(stopped || output.len() == arrival.max_tokens as usize);
     if arrival.adapter.is_none() {
-        assert_eq!(*output, expected(&arrival.prompt, arrival.max_tokens));
+        assert_eq!(*output, expected_until(&arrival.prompt, arrival.max_tokens, stop));
     }
     if arrival.prompt_logprobs {
         assert_eq!(world.scored[&key], (0..arrival.prompt.len() - 1).collect::<Vec<_>>());

@@ -3,8 +3,9 @@
 //!
 //! Every step checks what must always hold, so a test only has to say what happens.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -12,8 +13,10 @@ use adapters::catalogue::Entry;
 use adapters::residency::{self, Need, Residency, Wait};
 use contract::adapter::{Generation, GenerationId, Kind};
 use contract::request::Request;
-use contract::step::BlockId;
+use contract::step::{Batch, BlockId, Span};
 
+use crate::ahead::Flight;
+use crate::batch::Batches;
 use crate::scheduler::{Leasing, Limits, Plan, Scheduler, Share, Slots};
 use crate::sequence::{Key, Sequence};
 
@@ -36,6 +39,14 @@ pub struct World {
     pub scored: BTreeMap<Key, Vec<usize>>,
     /// Sequences of the last plan with their rows, in order.
     pub rows: Vec<(Key, usize)>,
+    /// Whether each step is started before the one ahead of it is settled.
+    pub runs_ahead: bool,
+    batches: Batches,
+    flights: VecDeque<Flight>,
+    /// What the steps in flight drew.
+    drawn: VecDeque<Vec<u32>>,
+    /// Prompt and output of each sequence, as the ranks know them.
+    truth: HashMap<Key, Vec<u32>>,
     next_key: Key,
 }
 
@@ -61,6 +72,11 @@ impl World {
             admitted: BTreeMap::new(),
             scored: BTreeMap::new(),
             rows: Vec::new(),
+            runs_ahead: false,
+            batches: Batches::default(),
+            flights: VecDeque::new(),
+            drawn: VecDeque::new(),
+            truth: HashMap::new(),
             next_key: 0,
         }
     }
@@ -72,23 +88,36 @@ impl World {
     pub fn submit_request(&mut self, request: Request, adapter: Option<usize>) -> Key {
         let key = self.next_key;
         self.next_key += 1;
+        self.truth.insert(key, request.prompt.to_vec());
         let entry = adapter.map(|at| Arc::clone(&self.adapters.entries[at]));
         self.scheduler.enqueue(Sequence::new(key, request, entry));
         key
     }
 
+    /// Ends a sequence as its owner does: what it holds is free once it is in flight no more.
     pub fn cancel(&mut self, key: Key) {
-        self.scheduler.retire(|open| open == key);
+        self.scheduler.end(|open| open == key);
+        self.scheduler.retire(|_| ());
     }
 
     pub fn is_empty(&self) -> bool {
-        self.scheduler.running().is_empty() && self.scheduler.waiting().len() == 0
+        let open = self.scheduler.running().len() + self.scheduler.waiting().len();
+        open == 0 && self.flights.is_empty()
     }
 
-    /// Plans, computes and settles one step, and lets go of what ended.
+    /// Plans, computes and settles one step, and lets go of what ended. Where steps run ahead, the
+    /// one settled is the one before, or this one if it cannot be followed.
     pub fn step(&mut self) {
+        let stuck = |flight: &Flight| !flight.may_be_followed(&self.scheduler);
+        if self.flights.back().is_some_and(stuck) {
+            self.settle();
+        }
         self.plan();
+        let ahead = self.runs_ahead && !self.plan.shares.is_empty();
         self.compute();
+        while self.flights.len() > usize::from(ahead) {
+            self.settle();
+        }
     }
 
     /// Plans one step.
@@ -107,27 +136,57 @@ impl World {
         self.check_blocks();
     }
 
-    /// Computes what was planned.
+    /// Computes what was planned, as ranks do: with the tokens that sequences really have.
     pub fn compute(&mut self) {
-        let mut ended = Vec::new();
-        for share in self.plan.shares.clone() {
+        if self.plan.shares.is_empty() {
+            return;
+        }
+        let shares = self.plan.shares.clone();
+        let running = self.scheduler.running();
+        let batch = self.batches.build(&shares, running, self.limits.block_tokens);
+        let before = self.drawn.back().cloned().unwrap_or_default();
+        let mut drawn = Vec::new();
+        for (share, span) in shares.iter().zip(&batch.spans) {
+            self.check_tokens(share, &resolved(&batch, &before)[rows_of(span)]);
             self.write_cache(share);
             let sequence = &self.scheduler.running()[share.at];
-            let (draws, scores) = (sequence.draws(share.rows), sequence.scores(share.rows));
-            let drawn = draw(&seen(sequence, sequence.tokens.len()));
-            let sequence = self.scheduler.advance(share);
-            self.scored.entry(sequence.key).or_default().extend(scores);
-            if draws {
-                sequence.tokens.push(drawn);
-            }
-            let has_all = sequence.drawn() == sequence.request.max_tokens as usize;
-            if has_all && (draws || sequence.uncomputed() == 0) {
-                let output = sequence.tokens[sequence.request.prompt.len()..].to_vec();
-                ended.push(sequence.key);
-                self.outputs.insert(sequence.key, output);
+            self.scored.entry(share.key).or_default().extend(sequence.scores(share.rows));
+            drawn.extend((0..share.scores).map(|_| u32::MAX));
+            if share.draws {
+                let all = self.truth.get_mut(&share.key).unwrap();
+                let next = draw(&seen(sequence, all));
+                all.push(next);
+                drawn.push(next);
             }
         }
-        self.scheduler.retire(|key| ended.contains(&key));
+        self.scheduler.begin(&shares);
+        self.flights.push_back(Flight::new(&shares, &batch));
+        self.drawn.push_back(drawn);
+    }
+
+    /// Settles the oldest step in flight, and lets go of what ended.
+    pub fn settle(&mut self) {
+        let (flight, drawn) = (self.flights.pop_front(), self.drawn.pop_front());
+        let (flight, mut drawn) = (flight.unwrap(), drawn.unwrap().into_iter());
+        let mut ended = Vec::new();
+        for share in &flight.shares {
+            drawn.by_ref().take(share.scores).for_each(drop);
+            let token = if share.draws { drawn.next() } else { None };
+            let sequence = self.scheduler.settle(share, token);
+            if sequence.over {
+                continue;
+            }
+            let prompt = sequence.request.prompt.len();
+            let output = &sequence.tokens[prompt..];
+            let has_all = output.len() == sequence.request.max_tokens as usize;
+            let stops = sequence.request.sampling.stop_tokens.contains(&token.unwrap_or(VOCAB));
+            if stops || has_all && share.end() >= prompt {
+                ended.push(sequence.key);
+                self.outputs.insert(sequence.key, output.to_vec());
+            }
+        }
+        self.scheduler.end(|key| ended.contains(&key));
+        self.scheduler.retire(|_| ());
         self.check_blocks();
     }
 
@@ -143,14 +202,21 @@ impl World {
         panic!("{} sequences are open after {steps_max} steps", self.scheduler.waiting().len());
     }
 
+    /// The ranks compute what the sequence really consists of, as far as a draw may follow.
+    fn check_tokens(&self, share: &Share, tokens: &[u32]) {
+        let all = &self.truth[&share.key];
+        assert_eq!(tokens, &all[share.first..share.end()], "{}", share.key);
+        assert!(!share.draws || share.end() == all.len(), "{} draws twice", share.key);
+    }
+
     /// Every position before the share must hold what this very sequence would have written.
-    fn write_cache(&mut self, share: Share) {
+    fn write_cache(&mut self, share: &Share) {
         let sequence = &self.scheduler.running()[share.at];
-        for position in 0..sequence.computed + share.rows {
+        for position in 0..share.end() {
             let block = sequence.blocks[position / self.limits.block_tokens];
             let place = (block, position % self.limits.block_tokens);
-            let wanted = hash(&seen(sequence, position + 1));
-            if position < sequence.computed {
+            let wanted = hash(&seen(sequence, &self.truth[&share.key][..=position]));
+            if position < share.first {
                 let found = self.cache.get(&place);
                 assert_eq!(found, Some(&wanted), "position {position} of {}", sequence.key);
             } else {
@@ -162,7 +228,8 @@ impl World {
     fn check_plan(&self) {
         let running = self.scheduler.running();
         let shares = &self.plan.shares;
-        assert!(running.len() <= self.limits.sequences_max);
+        let leaving = running.iter().filter(|it| it.uncomputed() == 0).count();
+        assert!(running.len() - leaving <= self.limits.sequences_max);
         let rows: usize = shares.iter().map(|share| share.rows).sum();
         assert!(rows <= self.limits.batch_tokens_max, "{rows} rows");
         let scores: usize =
@@ -295,10 +362,22 @@ fn generation(name: &str, load: u8) -> Generation {
 
 type Seen<'a> = (Option<GenerationId>, &'a [u32]);
 
-/// All that the keys and values of position `tokens - 1` depend on.
-fn seen(sequence: &Sequence, tokens: usize) -> Seen<'_> {
-    let generation = sequence.lease.as_ref().map(|lease| lease.generation());
-    (generation, &sequence.tokens[..tokens])
+/// All that the keys and values of the last of `tokens` depend on.
+fn seen<'a>(sequence: &Sequence, tokens: &'a [u32]) -> Seen<'a> {
+    (sequence.lease.as_ref().map(|lease| lease.generation()), tokens)
+}
+
+/// A batch's tokens, those included that the step before drew.
+fn resolved(batch: &Batch, drawn: &[u32]) -> Vec<u32> {
+    let mut tokens = batch.tokens.clone();
+    for pending in &batch.pending {
+        tokens[pending.row as usize] = drawn[pending.query as usize];
+    }
+    tokens
+}
+
+fn rows_of(span: &Span) -> Range<usize> {
+    span.rows.start as usize..span.rows.end as usize
 }
 
 fn hash(seen: &Seen<'_>) -> u64 {
@@ -307,16 +386,25 @@ fn hash(seen: &Seen<'_>) -> u64 {
     hasher.finish()
 }
 
+/// What the ranks draw.
 fn draw(seen: &Seen<'_>) -> u32 {
     (hash(seen) % u64::from(VOCAB)) as u32
 }
 
 /// What a sequence without an adapter draws when it is alone.
 pub fn expected(prompt: &[u32], max_tokens: u32) -> Vec<u32> {
+    expected_until(prompt, max_tokens, None)
+}
+
+/// The same, up to the first `stop`.
+pub fn expected_until(prompt: &[u32], max_tokens: u32, stop: Option<u32>) -> Vec<u32> {
     let mut tokens = prompt.to_vec();
     for _ in 0..max_tokens {
         let next = draw(&(None, &tokens));
         tokens.push(next);
+        if stop == Some(next) {
+            break;
+        }
     }
     tokens.split_off(prompt.len())
 }

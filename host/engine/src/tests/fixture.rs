@@ -1,7 +1,8 @@
 //! An engine over ranks that answer from a script, with the goldens' tokenizer and adapters.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::mem;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -29,6 +30,10 @@ pub struct Scripted {
     cache: HashMap<(u32, u32), u64>,
     slots: HashMap<Slot, GenerationId>,
     script: Script,
+    /// Steps in flight; they are computed when they are waited for.
+    started: VecDeque<Arc<Batch>>,
+    /// Tokens that the last step drew.
+    drawn: Vec<u32>,
 }
 
 /// What the ranks do beside computing.
@@ -46,10 +51,42 @@ pub struct Script {
     pub refuses: Option<&'static str>,
     /// Steps so far, rows of each.
     pub rows: Arc<Mutex<Vec<usize>>>,
+    /// Whether steps are started ahead.
+    pub runs_ahead: bool,
+    /// What was started and finished, in order, by the number of the step.
+    pub order: Arc<Mutex<Vec<Event>>>,
+}
+
+/// What the engine has the ranks do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// With this many rows that wait for a token.
+    Start {
+        step: usize,
+        pending: usize,
+    },
+    Finish {
+        step: usize,
+    },
 }
 
 impl Executor for Scripted {
-    fn run(&mut self, batch: Arc<Batch>) -> Result<StepOutput, Fault> {
+    fn runs_ahead(&self) -> bool {
+        self.script.runs_ahead
+    }
+
+    fn start(&mut self, batch: Arc<Batch>) {
+        let in_flight = self.started.len();
+        assert!(in_flight <= usize::from(self.script.runs_ahead), "{in_flight} in flight already");
+        let all = |batch: &Arc<Batch>| batch.queries.iter().all(Query::is_followed);
+        assert!(self.started.iter().all(all), "it is not to be followed");
+        let step = self.script.rows.lock().unwrap().len() + in_flight;
+        self.note(Event::Start { step, pending: batch.pending.len() });
+        self.started.push_back(batch);
+    }
+
+    fn finish(&mut self) -> Result<StepOutput, Fault> {
+        let batch = self.started.pop_front().expect("a step is in flight");
         if let Some(turnstile) = &self.script.turnstile {
             let _ = turnstile.recv_timeout(Duration::from_secs(10));
         }
@@ -57,13 +94,17 @@ impl Executor for Scripted {
         let step = rows.len();
         rows.push(batch.tokens.len());
         drop(rows);
+        self.note(Event::Finish { step });
         assert_ne!(self.script.panics, Some(step), "a scripted panic");
         if let Some((_, fault)) = self.script.fault.take_if(|(at, _)| *at == step) {
+            self.drawn.clear();
             return Err(fault);
         }
+        let batch = self.resolve(&batch);
         let hashes = self.compute(&batch);
         let answer = |query: &Query| self.answer(query, hashes[query.row as usize], &batch);
-        let answers = batch.queries.iter().map(answer).collect();
+        let answers: Vec<Answer> = batch.queries.iter().map(answer).collect();
+        self.drawn = answers.iter().map(|answer| answer.token).collect();
         Ok(StepOutput { answers, ..StepOutput::default() })
     }
 
@@ -82,6 +123,25 @@ impl Executor for Scripted {
 }
 
 impl Scripted {
+    fn new(script: Script) -> Self {
+        let (cache, slots) = (HashMap::new(), HashMap::new());
+        Self { cache, slots, script, started: VecDeque::new(), drawn: Vec::new() }
+    }
+
+    fn note(&self, event: Event) {
+        self.script.order.lock().unwrap().push(event);
+    }
+
+    /// The batch with the tokens that the step before drew; a step that failed drew none.
+    fn resolve(&self, batch: &Batch) -> Batch {
+        let mut batch = batch.clone();
+        for pending in mem::take(&mut batch.pending) {
+            let token = self.drawn.get(pending.query as usize);
+            batch.tokens[pending.row as usize] = token.copied().unwrap_or(u32::MAX);
+        }
+        batch
+    }
+
     /// Writes the cache and answers with the hash of each row.
     fn compute(&mut self, batch: &Batch) -> Vec<u64> {
         let mut hashes = vec![0; batch.tokens.len()];
@@ -96,7 +156,9 @@ impl Scripted {
             };
             for row in span.rows.clone() {
                 let position = batch.positions[row as usize];
-                let before = (position > 0).then(|| self.cache[&place(position - 1)]);
+                // A step that failed wrote nothing.
+                let before = |at| self.cache.get(&place(at)).copied().unwrap_or_default();
+                let before = (position > 0).then(|| before(position - 1));
                 let hash = hash(&(before, batch.tokens[row as usize], generation));
                 self.cache.insert(place(position), hash);
                 hashes[row as usize] = hash;
@@ -181,8 +243,7 @@ impl Setup {
     pub fn start_with_metrics(self) -> (Engine, Arc<Metrics>) {
         let metrics = Arc::new(Metrics::new("tiny", 0, 512));
         let catalogue = self.catalogue();
-        let executor =
-            Scripted { cache: HashMap::new(), slots: HashMap::new(), script: self.script };
+        let executor = Scripted::new(self.script);
         let engine = Engine::start(Parts {
             executor: Box::new(executor),
             blocks: self.blocks,

@@ -69,7 +69,7 @@ pub fn engine(bounds: Bounds, metrics: Arc<Metrics>, catalogue: Arc<Catalogue>) 
         prefix_cache: true,
     };
     let parts = Parts {
-        executor: Box::new(Script { step: bounds.step, shouting: BTreeSet::new() }),
+        executor: Box::new(Script { step: bounds.step, started: None, shouting: BTreeSet::new() }),
         blocks: bounds.sequences_max * CONTEXT_MAX / settings.block_tokens,
         vocab: BASE.vocab,
         context_max: CONTEXT_MAX,
@@ -104,14 +104,21 @@ pub fn goldens() -> PathBuf {
 
 struct Script {
     step: Duration,
+    started: Option<Arc<Batch>>,
     shouting: BTreeSet<Slot>,
 }
 
 impl Executor for Script {
-    fn run(&mut self, batch: Arc<Batch>) -> Result<StepOutput, Fault> {
+    fn start(&mut self, batch: Arc<Batch>) {
+        self.started = Some(batch);
+    }
+
+    fn finish(&mut self) -> Result<StepOutput, Fault> {
+        let batch = self.started.take().expect("a step was started");
         sleep(self.step);
         let answers = batch.queries.iter().map(|query| self.answer(&batch, query));
-        Ok(StepOutput { answers: answers.collect::<Result<_, _>>()?, elapsed: self.step })
+        let answers = answers.collect::<Result<_, _>>()?;
+        Ok(StepOutput { answers, elapsed: self.step, ..StepOutput::default() })
     }
 
     fn load(&mut self, slot: Slot, _: Arc<Generation>) -> Result<(), Fault> {

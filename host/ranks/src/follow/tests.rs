@@ -1,5 +1,6 @@
 //! A leader and a follower in one process, over a real connection, with ranks that only talk.
 
+use std::collections::VecDeque;
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use contract::adapter::{Exchange, Generation, GenerationId, Kind, LayerPairs, LocalPair};
 use contract::adapter::{PairShape, Slot};
-use contract::step::{Answer, Batch, Executor};
+use contract::step::{Answer, Batch, Executor, StepOutput};
 use model::error::{Error, Result as ModelResult};
 
 use super::*;
@@ -23,13 +24,16 @@ struct Talker {
     rank: usize,
     fails: bool,
     log: Log,
+    started: VecDeque<Arc<Batch>>,
 }
+
+const SLOW: u32 = 80;
 
 type Log = Arc<Mutex<Vec<String>>>;
 
 impl Talker {
     fn build(rank: usize, fails: bool, log: &Log) -> Vec<Build> {
-        let talker = Self { rank, fails, log: Arc::clone(log) };
+        let talker = Self { rank, fails, log: Arc::clone(log), started: VecDeque::new() };
         vec![Box::new(move || Ok(Box::new(talker)))]
     }
 
@@ -39,10 +43,26 @@ impl Talker {
 }
 
 impl Work for Talker {
-    fn run(&mut self, batch: &Arc<Batch>) -> ModelResult<Vec<Answer>> {
+    fn start(&mut self, batch: &Arc<Batch>) -> ModelResult<()> {
         assert!(!self.fails, "out of tea");
         self.note(format!("{} runs {:?}", self.rank, batch.tokens));
-        Ok(vec![Answer { token: self.rank as u32, ..Answer::default() }])
+        self.started.push_back(Arc::clone(batch));
+        Ok(())
+    }
+
+    fn in_flight(&self) -> usize {
+        self.started.len()
+    }
+
+    /// This step is not done before the next is started.
+    fn is_done(&mut self) -> ModelResult<bool> {
+        Ok(self.started[0].tokens != [SLOW] || self.started.len() > 1)
+    }
+
+    fn answer(&mut self) -> ModelResult<StepOutput> {
+        self.started.pop_front();
+        let answers = vec![Answer { token: self.rank as u32, ..Answer::default() }];
+        Ok(StepOutput { answers, ..StepOutput::default() })
     }
 
     fn load(&mut self, slot: Slot, generation: &Generation) -> ModelResult<()> {
@@ -140,6 +160,24 @@ fn commands_reach_all_processes_and_the_first_answers() {
 }
 
 #[test]
+fn steps_run_ahead_in_all_processes() {
+    let Pair { mut leader, follower, .. } = pair(false);
+    let batch = |token| Arc::new(Batch { tokens: vec![token], ..Batch::default() });
+    leader.start(batch(SLOW));
+    for _ in 0..3 {
+        leader.start(batch(5));
+        assert_eq!(leader.finish().unwrap().answers, [Answer::default()]);
+        leader.start(batch(SLOW));
+        assert_eq!(leader.finish().unwrap().answers, [Answer::default()]);
+    }
+    leader.start(batch(5));
+    leader.load(Slot(3), generation("even")).unwrap();
+    assert!(leader.finish().is_ok() && leader.finish().is_ok());
+    drop(leader);
+    assert!(follower.join().unwrap().is_ok());
+}
+
+#[test]
 fn what_one_process_refuses_happens_in_none() {
     let Pair { mut leader, log, .. } = pair(false);
     let Err(Fault::Refused(why)) = leader.load(Slot(0), generation("odd")) else {
@@ -154,10 +192,10 @@ fn what_one_process_refuses_happens_in_none() {
 #[test]
 fn a_rank_that_fails_elsewhere_is_named_and_ours_are_freed() {
     let Pair { mut leader, follower, freed, .. } = pair(true);
-    for _ in 0..2 {
-        let Err(Fault::Dead { rank: 1, message }) = leader.run(Arc::default()) else {
-            panic!("ran")
-        };
+    leader.start(Arc::default());
+    leader.start(Arc::default());
+    for after in [leader.finish(), leader.finish(), leader.run(Arc::default())] {
+        let Err(Fault::Dead { rank: 1, message }) = after else { panic!("ran") };
         assert!(message.contains("out of tea"), "{message}");
     }
     let Err(StartError::Rank { rank: 1, message }) = follower.join().unwrap() else {
