@@ -252,8 +252,9 @@ pub trait Ops: Send + 'static {
         out: &mut Self::Buf,
     ) -> Result<()>;
 
-    /// [`Ops::gemm`] with the weight of a gate and of what it lets through, and [`Ops::silu_mul`] of
-    /// that: `out` is `[rows, width]`. What is left in `gate_up` is the backend's own affair.
+    /// [`Ops::gemm`] with the weight of a gate and of what it lets through, and then
+    /// [`Ops::silu_mul`]: `out` is `[rows, width]`. What is left in `gate_up` is the backend's own
+    /// affair.
     fn gemm_silu_mul(
         &mut self,
         x: &Self::Buf,
@@ -298,8 +299,8 @@ pub trait Ops: Send + 'static {
         out: &mut Self::Buf,
     ) -> Result<()>;
 
-    /// [`Ops::rope_kv_store`] and then [`Ops::attention`]: what is left in `qkv` is the backend's own
-    /// affair.
+    /// [`Ops::rope_kv_store`] and then [`Ops::attention`]: what is left in `qkv` is the backend's
+    /// own affair.
     fn rope_attention(
         &mut self,
         qkv: &mut Self::Buf,

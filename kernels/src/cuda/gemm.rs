@@ -1,5 +1,5 @@
-//! `out = x weight^T (+ bias)`: few rows by `gemm_stream.cu`, others by cuBLASLt, with a plan kept for
-//! every shape met.
+//! `out = x weight^T (+ bias)`: few rows by `gemm_stream.cu`, others by cuBLASLt, with a plan kept
+//! for every shape met.
 //!
 //! Asking cuBLASLt for an algorithm takes longer than a small product, so the answer is kept; the
 //! workspace is ours, so that a product can be captured in a graph.

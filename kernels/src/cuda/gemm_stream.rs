@@ -43,8 +43,8 @@ const ROWS: [(usize, &str); 2] = [(8, "gemm_stream_8"), (16, "gemm_stream_16")];
 const WARPS: usize = 8;
 const THREADS: u32 = 320;
 
-/// Rows of the weight in a unit of work, units of a warp, and units of a block's tile at most: a box has no
-/// more rows.
+/// Rows of the weight in a unit of work, units of a warp, and units of a block's tile at most: a
+/// box has no more rows.
 const UNIT: usize = 16;
 const UNITS_OF_WARP: usize = 2;
 const UNITS_MAX: usize = 16;

@@ -63,7 +63,8 @@ unsafe impl Plain for ShrinkTile {}
 /// Lora ranks of a tile of shrink.
 const TILE_RANKS: u32 = 8;
 
-/// Output columns of a tile of expand, as the launch chooses, and what else a tile costs in columns.
+/// Output columns of a tile of expand, as the launch chooses, and what a tile costs besides, in
+/// columns.
 const TILE_COLUMNS: [usize; 2] = [256, 512];
 const TILE_COST: usize = 64;
 
