@@ -33,6 +33,20 @@ __device__ inline void announce(u32 barrier, u32 bytes) {
                  : "memory");
 }
 
+// Whether the phase with this parity has ended.
+__device__ inline bool is_over(u32 barrier, u32 parity) {
+    u32 over;
+    asm volatile("{\n"
+                 ".reg .pred over;\n"
+                 "mbarrier.test_wait.parity.shared::cta.b64 over, [%1], %2;\n"
+                 "selp.u32 %0, 1, 0, over;\n"
+                 "}"
+                 : "=r"(over)
+                 : "r"(barrier), "r"(parity)
+                 : "memory");
+    return over != 0;
+}
+
 // Waits for the end of the phase with this parity.
 __device__ inline void wait_phase(u32 barrier, u32 parity) {
     u32 over;

@@ -3,8 +3,8 @@
 // There is a block a multiprocessor. It takes a tile of outputs and goes through the inputs once.
 // Two threads keep a ring of boxes filled by bulk copies, one with the weight and one with x, and
 // eight warps multiply what has landed. The weight waits for nobody: it fills the ring while the
-// kernels before this one are still at work. Only so much of it is under way at a time that those
-// kernels' own loads do not queue behind it.
+// kernels before this one are still at work. Only so much of it is under way at a time, while they
+// are even less, that those kernels' own loads do not queue behind it.
 // The outputs are the left operand's rows and the rows of x the right one's columns. The warps share
 // a tile: each has 32 of its outputs, and where there are fewer of those than warps, only some of
 // the inputs. Sums are added up in a fixed order.
@@ -74,10 +74,11 @@ struct Block {
     // One thread's work.
     __device__ void copy_weight() const {
         Item item = first(), landing = first();
-        for (u32 i = 0; i < tiles * chunks; i++, advance(item)) {
-            if (i >= p.flight) {
+        bool alone = false;  // whether the kernels before this one are done
+        for (u32 i = 0, landed = 0; i < tiles * chunks; i++, advance(item)) {
+            alone = alone || is_over(x_landed(0), 0);
+            for (; i - landed >= (alone ? p.flight : p.flight_beside); landed++, advance(landing)) {
                 wait_phase(weight_landed(landing.stage), landing.round % 2);
-                advance(landing);
             }
             wait_until_used(item);
             announce(weight_landed(item.stage), weight_bytes);

@@ -205,9 +205,11 @@ struct Expand {
         }
     }
 
-    // The row and the column of a thread's n-th result.
-    __device__ u32 row_of(u32 n) const { return n / (p.columns / THREADS); }
-    __device__ u32 column_of(u32 n) const { return threadIdx.x + n % (p.columns / THREADS) * THREADS; }
+    // The row and the column of a thread's n-th result; of columns there are 1, 2 or 4 a row.
+    __device__ u32 row_of(u32 n) const { return n >> p.columns / THREADS / 2; }
+    __device__ u32 column_of(u32 n) const {
+        return threadIdx.x + (n & (p.columns / THREADS - 1)) * THREADS;
+    }
 
     __device__ bool exists(const ExpandPiece& piece, u32 n) const {
         return row_of(n) < piece.segment.rows && column_of(n) < piece.columns;

@@ -29,6 +29,7 @@ pub struct GemmStreamParams {
     boxes: u32,
     stages: u32,
     flight: u32,
+    flight_beside: u32,
     across: u32,
     ring: u32,
     sums: u32,
@@ -61,6 +62,9 @@ const STAGES_MAX: usize = 16;
 /// Weights of a block that are under way at once. Fewer leave bandwidth unused; more make the
 /// loads of the kernels before it wait for up to 6 us (docs/performance.md).
 const FLIGHT_BYTES: usize = 64 << 10;
+
+/// The same while the kernels before it are at work.
+const FLIGHT_BESIDE_BYTES: usize = 32 << 10;
 
 /// Room for barriers, and before them for the start to be aligned.
 const BARRIERS_BYTES: usize = 1024;
@@ -118,6 +122,7 @@ impl GemmStream {
             boxes: to_u32(cut.boxes),
             stages: to_u32(cut.stages),
             flight: to_u32(cut.flight),
+            flight_beside: to_u32(cut.flight_beside),
             across: to_u32((cut.tile / UNIT).div_ceil(UNITS_OF_WARP).next_power_of_two()),
             ring: to_u32(BARRIERS_BYTES),
             sums: to_u32(cut.sums),
@@ -145,8 +150,9 @@ struct Cut {
     /// Boxes of each operand in a stage of the ring.
     boxes: usize,
     stages: usize,
-    /// Stages under way at once.
+    /// Stages under way at once, alone and beside other kernels.
     flight: usize,
+    flight_beside: usize,
     /// Where the warps' sums go, in bytes from the start.
     sums: usize,
 }
@@ -166,7 +172,9 @@ impl Cut {
         let alone = weight_rows.div_ceil(tile) <= blocks;
         let stages = (if alone { room } else { room - sums } / stage).min(STAGES_MAX);
         let sums = BARRIERS_BYTES + if alone { 0 } else { stages * stage };
-        Self { blocks, tile, boxes, stages, flight: (FLIGHT_BYTES / weight).max(1), sums }
+        let flight = (FLIGHT_BYTES / weight).max(1);
+        let flight_beside = (FLIGHT_BESIDE_BYTES / weight).max(1);
+        Self { blocks, tile, boxes, stages, flight, flight_beside, sums }
     }
 }
 
@@ -214,13 +222,30 @@ mod tests {
     #[test]
     fn every_block_reads_as_much_as_the_others() {
         let cut = |rows, weight_rows| Cut::new(132, rows, weight_rows);
-        let o = Cut { blocks: 128, tile: 32, boxes: 4, stages: 9, flight: 4, sums: 1024 };
+        let o = Cut {
+            blocks: 128,
+            tile: 32,
+            boxes: 4,
+            stages: 9,
+            flight: 4,
+            flight_beside: 2,
+            sums: 1024,
+        };
         assert_eq!(cut(8, 4096), o);
-        let gate_up = Cut { blocks: 128, tile: 224, boxes: 1, stages: 6, flight: 2, sums: 1024 };
+        let gate_up = Cut {
+            blocks: 128,
+            tile: 224,
+            boxes: 1,
+            stages: 6,
+            flight: 2,
+            flight_beside: 1,
+            sums: 1024,
+        };
         assert_eq!(cut(16, 28672), gate_up);
         // More than one tile each: sums have a place of their own.
         let sums = 1024 + 5 * 33792;
-        let head = Cut { blocks: 132, tile: 256, boxes: 1, stages: 5, flight: 2, sums };
+        let head =
+            Cut { blocks: 132, tile: 256, boxes: 1, stages: 5, flight: 2, flight_beside: 1, sums };
         assert_eq!(cut(8, 128_256), head);
         assert_eq!(cut(8, 5).blocks, 1);
     }

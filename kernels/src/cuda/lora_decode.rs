@@ -64,9 +64,9 @@ unsafe impl Plain for ShrinkTile {}
 const TILE_RANKS: u32 = 8;
 
 /// Output columns of a tile of expand, as the launch chooses, and what a tile costs besides, in
-/// columns.
-const TILE_COLUMNS: [usize; 2] = [256, 512];
-const TILE_COST: usize = 64;
+/// bytes that a block could have read.
+const TILE_COLUMNS: [usize; 3] = [256, 512, 1024];
+const TILE_COST: usize = 8 << 10;
 
 /// Bytes of an element: the kernels take no other.
 const SIXTEEN_BITS: u64 = 2;
@@ -102,7 +102,7 @@ impl LoraDecode {
         if programs.module(shrink).is_none() {
             return Ok(None);
         }
-        let most = expand_shared_bytes(STAGED_MAX, TILE_COLUMNS[1]);
+        let most = expand_shared_bytes(STAGED_MAX, TILE_COLUMNS[2]);
         let expand = Kernel::new(programs, expand, expand)?.allow_shared(most)?;
         Ok(Some(Self { shrink: Kernel::new(programs, shrink, shrink)?, expand }))
     }
@@ -222,8 +222,9 @@ struct Tiles {
 }
 
 impl Tiles {
-    /// The cut that makes `blocks` work the least where every row has an adapter of its own.
-    fn new(shape: &SiteShape, rows: usize, blocks: usize) -> Self {
+    /// The cut that makes `blocks` work the least where every row has an adapter of its own, of a
+    /// lora rank of `staged`.
+    fn new(shape: &SiteShape, staged: usize, rows: usize, blocks: usize) -> Self {
         let count = |columns| shape.targets.iter().map(|it| it.div_ceil(columns)).sum::<usize>();
         let cost =
             |columns: &usize| (rows * count(*columns)).div_ceil(blocks) * (columns + TILE_COST);
@@ -292,7 +293,7 @@ pub fn expand(device: &Device, h: &Buf, site: &Site, step: &Step, y: &mut Buf) -
         return Ok(());
     };
     let (width, blocks) = (site.shape.output(), EXPAND_BLOCKS * device.processors);
-    let tiles = Tiles::new(&site.shape, step.rows, blocks);
+    let tiles = Tiles::new(&site.shape, table.staged, step.rows, blocks);
     let params = LoraDecodeParams {
         y: y.address(device.dtype, step.rows * width),
         h: h.address(DType::F32, table.len(step.rows)),
