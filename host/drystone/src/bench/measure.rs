@@ -183,15 +183,17 @@ impl<'a> Bench<'a> {
         Ok(rows)
     }
 
-    /// Starts a step. What is done by then: that step, or the one before where ranks run ahead.
+    /// Starts a step. What is done by then: that step, or the one before where ranks run ahead and
+    /// the engine would have them: not of prefill.
     fn step(
         &mut self,
         step: Step,
         batch: Arc<Batch>,
     ) -> Result<Option<(Step, StepOutput)>, Failure> {
+        let follows = self.group.runs_ahead() && batch.spans.len() == batch.tokens.len();
         self.group.start(batch);
         self.flights.push_back(step);
-        if self.flights.len() > usize::from(self.group.runs_ahead()) {
+        if self.flights.len() > usize::from(follows) {
             return self.finish();
         }
         Ok(None)

@@ -48,6 +48,14 @@ async fn the_next_step_starts_before_the_last_is_settled() {
 }
 
 #[tokio::test]
+async fn prefill_is_settled_before_the_next_step_starts() {
+    let (engine, order) = watched();
+    assert_eq!(run(&engine, request("x y z", 2)).await.tokens.len(), 2);
+    let steps = (0..2).flat_map(|step| [Event::Start { step, pending: 0 }, Event::Finish { step }]);
+    assert_eq!(order(), steps.collect::<Vec<_>>());
+}
+
+#[tokio::test]
 async fn what_the_host_has_to_see_first_is_waited_for() {
     let penalised = sampled("x", 4, |sampling| sampling.presence_penalty = 1.0);
     let scored = Request { logprobs: Some(1), ..request("x", 4) };
