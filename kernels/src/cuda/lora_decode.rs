@@ -226,8 +226,10 @@ impl Tiles {
     /// lora rank of `staged`.
     fn new(shape: &SiteShape, staged: usize, rows: usize, blocks: usize) -> Self {
         let count = |columns| shape.targets.iter().map(|it| it.div_ceil(columns)).sum::<usize>();
-        let cost =
-            |columns: &usize| (rows * count(*columns)).div_ceil(blocks) * (columns + TILE_COST);
+        let cost = |columns: &usize| {
+            let bytes = columns * staged * SIXTEEN_BITS as usize;
+            (rows * count(*columns)).div_ceil(blocks) * (bytes + TILE_COST)
+        };
         let columns = TILE_COLUMNS.into_iter().min_by_key(cost).unwrap_or(TILE_COLUMNS[0]);
         let (mut end, mut first_column) = ([0; TARGETS_MAX], [0; TARGETS_MAX]);
         let (mut tiles, mut column) = (0, 0);
@@ -306,4 +308,23 @@ pub fn expand(device: &Device, h: &Buf, site: &Site, step: &Step, y: &mut Buf) -
     let grid = Grid::of((step.rows * tiles.count).min(blocks), THREADS);
     let shared_bytes = expand_shared_bytes(table.staged, tiles.columns);
     device.launch(&kernels.expand, grid.shared(shared_bytes), &params)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_are_wide_where_there_are_many() {
+        let columns = |targets: &[usize], staged, rows| {
+            let shape = SiteShape { input: 4096, targets: targets.to_vec(), slots: 1 };
+            let Tiles { columns, end, first_column, count } = Tiles::new(&shape, staged, rows, 528);
+            assert_eq!(end[targets.len() - 1] as usize, count);
+            assert_eq!(first_column[0], 0);
+            columns
+        };
+        assert_eq!(columns(&[14336, 14336], 16, 1), 256);
+        assert_eq!(columns(&[14336, 14336], 16, 32), 1024);
+        assert_eq!(columns(&[4096], 64, 32), 256);
+    }
 }
