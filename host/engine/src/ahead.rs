@@ -50,9 +50,9 @@ impl Flight {
     }
 
     /// Whether the next step can be planned behind this one. Where not, this one is settled first:
-    /// the ranks need the host to answer it, somebody has to give blocks back, a draw reads the very
-    /// token that is pending, or it is prefill, whose launches fill a device's queue: the next step
-    /// would wait for room in there, and with it this one's answers.
+    /// the ranks need the host to answer it, somebody has to give blocks back, a draw reads the
+    /// very token that is pending, or it is prefill, whose launches fill a device's queue: the next
+    /// step would wait for room in there, and with it this one's answers.
     pub fn may_be_followed(&self, scheduler: &Scheduler) -> bool {
         let reads = |it: &Sequence| it.pending > 0 && it.request.sampling.reads_history();
         self.followed && scheduler.has_blocks() && !scheduler.running().iter().any(reads)
