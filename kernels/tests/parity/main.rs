@@ -18,12 +18,14 @@ mod lora;
 mod sample;
 
 use std::io::Write;
+use std::sync::{LazyLock, Once};
 
 use bench::{Bench, DTYPES, Promise};
 use contract::tensor::DType;
 use kernels::cpu::{Cpu, Isa};
 use kernels::cuda::{self, Cuda};
 use kernels::ops::Ops;
+use tempfile::TempDir;
 
 /// What the CPU backend promises: every row by itself, to the bit.
 const CPU: Promise = Promise { activations: DType::F32, same_products: true, same_attention: true };
@@ -50,19 +52,48 @@ fn cpu_equals_reference_with_several_threads() {
     check("cpu, 3 threads", CPU, Cpu::new(3).expect("3 threads"));
 }
 
+/// Kernels are compiled once for all tests.
+static KERNELS: LazyLock<TempDir> = LazyLock::new(|| TempDir::new().expect("a temporary folder"));
+
+/// Written past the test's capture: a skipped test has to be seen, and once is enough.
+static SKIPPED: Once = Once::new();
+
 /// cuBLASLt adds in another order for another number of rows; and tensor cores, which attend to
 /// several rows of 16 bits at once, in another order than what attends to one.
-#[test]
-fn cuda_equals_reference_with_every_element_type() {
+fn cuda_equals_reference(check: impl Fn(&mut Bench<Cuda>)) {
     if let Err(why) = cuda::found() {
-        // Written past the test's capture: a skipped test has to be seen.
-        let _ = writeln!(std::io::stderr(), "skipped cuda: {why}");
+        SKIPPED.call_once(|| _ = writeln!(std::io::stderr(), "skipped cuda: {why}"));
         return;
     }
     for activations in DTYPES {
         let same_attention = activations == DType::F32;
         let promise = Promise { activations, same_products: false, same_attention };
-        let backend = Cuda::open(0, activations, None).expect("a device");
-        check(&format!("cuda {activations}"), promise, backend);
+        let backend = Cuda::open(0, activations, Some(KERNELS.path())).expect("a device");
+        check(&mut Bench::new(&format!("cuda {activations}"), promise, backend));
     }
+}
+
+#[test]
+fn cuda_equals_reference_row_by_row() {
+    cuda_equals_reference(elementwise::check);
+}
+
+#[test]
+fn cuda_equals_reference_in_products() {
+    cuda_equals_reference(linear::check);
+}
+
+#[test]
+fn cuda_equals_reference_in_attention() {
+    cuda_equals_reference(attention::check);
+}
+
+#[test]
+fn cuda_equals_reference_with_adapters() {
+    cuda_equals_reference(lora::check);
+}
+
+#[test]
+fn cuda_equals_reference_in_draws() {
+    cuda_equals_reference(sample::check);
 }
