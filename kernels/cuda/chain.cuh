@@ -21,11 +21,3 @@ __device__ inline void wait_for_previous_alone() {
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
-
-// Has memory brought to the cache that all multiprocessors share: for what is constant, before the
-// wait. `bytes` and `from` are multiples of 16.
-__device__ inline void bring_to_cache(const void* from, unsigned int bytes) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
-#endif
-}
