@@ -1,6 +1,6 @@
 // How a kernel starts before the one ahead of it has ended (programmatic dependent launch): its
-// blocks are placed while the other's finish, and it may bring what no kernel under way writes,
-// such as weights.
+// blocks are placed while the other's finish, and it may bring what no kernel writes, such as
+// weights.
 #pragma once
 
 // What the kernels before this one wrote may be read, and written, from here on. Every kernel calls

@@ -68,27 +68,14 @@ impl Gemm {
         Ok(Self { plans: HashMap::new(), workspace, handle })
     }
 
-    pub fn run(&mut self, device: &Device, rows: usize, operands: Operands<'_>) -> Result<()> {
-        let Operands { x, weight, bias, out } = operands;
-        let (held, out_type) = (device.dtype, out.dtype());
-        let (inputs, outputs) = (weight.cols, weight.rows);
-        if rows == 0 || outputs == 0 {
+    pub fn run(&mut self, device: &Device, rows: usize, mut operands: Operands<'_>) -> Result<()> {
+        let Operands { weight, bias, .. } = operands;
+        let (inputs, outputs, out) = (weight.cols, weight.rows, operands.out.dtype());
+        if rows == 0 || outputs == 0 || stream(device, (rows, 1), &mut operands)? {
             return Ok(());
         }
-        let bias = bias.map(|bias| bias.vector(out_type));
-        let shape = Shape { rows, inputs, outputs, held, out: out_type, bias: bias.is_some() };
-        let addresses = Addresses {
-            x: x.address(held, rows * inputs),
-            weight: weight.elements(),
-            bias,
-            out: out.address(out_type, rows * outputs),
-        };
-        if let Some(stream) = &device.kernels.gemm_stream
-            && GemmStream::takes(rows, inputs)
-        {
-            let size = Size { rows, inputs, outputs, parts: 1 };
-            return stream.launch(device, out_type, &addresses, size);
-        }
+        let shape = Shape { rows, inputs, outputs, held: device.dtype, out, bias: bias.is_some() };
+        let addresses = operands.addresses(device, (rows, outputs));
         device.context.bind_to_thread().during("binding its context")?;
         if self.plans.len() >= PLANS_MAX {
             self.plans.clear();
@@ -105,23 +92,34 @@ impl Gemm {
     }
 }
 
-/// `out = silu(x gate^T) * (x up^T)` for a weight that is a gate and what it lets through, if that
-/// is one operation here; false if it is not.
-pub fn gemm_silu_mul(device: &Device, rows: usize, operands: &mut Operands<'_>) -> Result<bool> {
-    let Operands { x, weight, bias: None, out } = operands else { return Ok(false) };
-    let (inputs, outputs) = (weight.cols, weight.rows / 2);
-    let Some(stream) = &device.kernels.gemm_stream else { return Ok(false) };
-    if rows == 0 || !GemmStream::takes(rows, inputs) || !outputs.is_multiple_of(8) {
-        return Ok(false);
+impl Operands<'_> {
+    fn addresses(&mut self, device: &Device, (rows, outputs): (usize, usize)) -> Addresses {
+        let out = self.out.dtype();
+        Addresses {
+            x: self.x.address(device.dtype, rows * self.weight.cols),
+            weight: self.weight.elements(),
+            bias: self.bias.map(|bias| bias.vector(out)),
+            out: self.out.address(out, rows * outputs),
+        }
     }
-    let addresses = Addresses {
-        x: x.address(device.dtype, rows * inputs),
-        weight: weight.elements(),
-        bias: None,
-        out: out.address(device.dtype, rows * outputs),
+}
+
+/// The product by `gemm_stream.cu`, where it takes it: of two parts, a gate and what it lets
+/// through, `out = silu(x gate^T) * (x up^T)`. False if it does not.
+pub fn stream(
+    device: &Device,
+    (rows, parts): (usize, usize),
+    operands: &mut Operands<'_>,
+) -> Result<bool> {
+    let (inputs, outputs) = (operands.weight.cols, operands.weight.rows / parts);
+    let even = parts == 1 || outputs.is_multiple_of(8) && operands.bias.is_none();
+    let takes = rows > 0 && even && GemmStream::takes(rows, inputs);
+    let Some(kernels) = device.kernels.gemm_stream.as_ref().filter(|_| takes) else {
+        return Ok(false);
     };
-    let size = Size { rows, inputs, outputs, parts: 2 };
-    stream.launch(device, device.dtype, &addresses, size)?;
+    let addresses = operands.addresses(device, (rows, outputs));
+    let size = Size { rows, inputs, outputs, parts };
+    kernels.launch(device, operands.out.dtype(), &addresses, size)?;
     Ok(true)
 }
 

@@ -170,7 +170,8 @@ impl Cut {
         let room = SHARED_BYTES - 2 * BARRIERS_BYTES;
         // Behind its only tile, a block has no use for the ring.
         let alone = weight_rows.div_ceil(tile) <= blocks;
-        let stages = (if alone { room } else { room - sums } / stage).min(STAGES_MAX);
+        let ring = if alone { room } else { room - sums };
+        let stages = (ring / stage).min(STAGES_MAX);
         let sums = BARRIERS_BYTES + if alone { 0 } else { stages * stage };
         let flight = (FLIGHT_BYTES / weight).max(1);
         let flight_beside = (FLIGHT_BESIDE_BYTES / weight).max(1);

@@ -256,7 +256,7 @@ impl Ops for Cuda {
         out: &mut Buf,
     ) -> Result<()> {
         let mut operands = gemm::Operands { x, weight, bias: None, out };
-        if gemm::gemm_silu_mul(&self.device, rows, &mut operands)? {
+        if gemm::stream(&self.device, (rows, 2), &mut operands)? {
             return Ok(());
         }
         self.gemm(x, weight, None, rows, gate_up)?;
