@@ -62,11 +62,38 @@ __device__ inline void wait_phase(u32 barrier, u32 parity) {
     } while (over == 0);
 }
 
+// 16 bytes of shared memory, or zeros.
+__device__ inline uint4 load_16(u32 at, bool exists) {
+    uint4 words = {};
+    if (exists) {
+        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+                     : "r"(at)
+                     : "memory");
+    }
+    return words;
+}
+
+// One element of shared memory.
+__device__ inline float load_one(u32 at) {
+    Element element;
+    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(element.bits) : "r"(at) : "memory");
+    return to_f32(element);
+}
+
 // Starts copying boxes from a row of all parts on and from the 64 columns `box` on; what lies outside
 // of the matrix is zeros.
 __device__ inline void copy_boxes(u32 to, const TensorMap& from, u32 row, u32 box, u32 barrier) {
     asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
                  "[%0], [%1, {%2, %3, %2, %4}], [%5];" ::"r"(to),
                  "l"(&from), "r"(0), "r"(row), "r"(box), "r"(barrier)
+                 : "memory");
+}
+
+// Starts copying bytes that follow each other, a multiple of 16 as both addresses are.
+__device__ inline void copy_bytes(u32 to, const void* from, u32 bytes, u32 barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1], %2, [%3];" ::"r"(to),
+                 "l"(from), "r"(bytes), "r"(barrier)
                  : "memory");
 }

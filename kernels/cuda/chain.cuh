@@ -21,3 +21,29 @@ __device__ inline void wait_for_previous_alone() {
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
+
+// Said once and heard by every block of the kernel that follows: that all before the one who says it
+// are done, while that one is still at work. Zeros between launches. Nobody waits for a block that
+// has no place: whoever follows is let in once all blocks of the one before have theirs.
+struct Word {
+    unsigned int said, heard;
+};
+
+// For one thread that has waited for the kernels before its own.
+__device__ inline void say(Word* word) {
+    asm volatile("st.release.gpu.global.u32 [%0], 1;" ::"l"(&word->said) : "memory");
+}
+
+// For one thread of every block; the last one takes the word back. It must be these two kernels' own:
+// others may start to listen before this one has heard. Copies that run by themselves may then read
+// what the kernels before wrote.
+__device__ inline void hear(Word* word) {
+    unsigned int said;
+    do {
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(said) : "l"(&word->said) : "memory");
+    } while (said == 0);
+    if (atomicAdd(&word->heard, 1) + 1 == gridDim.x) word->heard = word->said = 0;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("fence.proxy.async.global;" ::: "memory");
+#endif
+}

@@ -5,10 +5,12 @@
 // eight warps multiply what has landed. The weight waits for nobody: it fills the ring while the
 // kernels before this one are still at work. Only so much of it is under way at a time, while they
 // are even less, that those kernels' own loads do not queue behind it.
+// What adapters add is computed beside it, by warps of their own (adapters.cuh); x may be there before
+// the kernel ahead, which shrinks it, has ended.
 // The outputs are the left operand's rows and the rows of x the right one's columns. The warps share
 // a tile: each has 32 of its outputs, and where there are fewer of those than warps, only some of
 // the inputs. Sums are added up in a fixed order.
-#include "bulk.cuh"
+#include "adapters.cuh"
 
 constexpr int WARPS = 8, UNITS = 2;  // that multiply; tiles of 16 outputs of each
 constexpr u32 OUTPUTS = UNITS * 16, THREADS = (WARPS + 2) * 32;
@@ -17,8 +19,19 @@ constexpr u32 STEP = 16;             // inputs of one product
 constexpr u32 STEPS_OF_BOX = BOX_WIDTH / STEP;
 constexpr u32 STAGES_MAX = 16;
 
+// With adapters: a warp that copies their B, and those that multiply it.
+constexpr u32 ADAPTED_THREADS = THREADS + (1 + EXPANDERS) * 32;
+
 // Meets the warps that multiply, not those that copy.
 __device__ inline void meet_warps() { asm volatile("bar.sync 1, 256;" ::: "memory"); }
+
+// Tells the warps that multiply what adapters add, and has those wait for it.
+__device__ inline void tell_added() { asm volatile("bar.arrive 2, 384;" ::: "memory"); }
+__device__ inline void await_added() { asm volatile("bar.sync 2, 384;" ::: "memory"); }
+
+// Meets the warps of adapters, and those of them that multiply.
+__device__ inline void meet_adapters() { asm volatile("bar.sync 3, 160;" ::: "memory"); }
+__device__ inline void meet_expanders() { asm volatile("bar.sync 4, 128;" ::: "memory"); }
 
 // A stage of the ring, and the inputs and outputs that it holds.
 struct Item {
@@ -31,7 +44,8 @@ struct Block {
 
     const GemmStreamParams& p;
     u32 barriers, ring;  // shared addresses
-    u32 weight_bytes, x_bytes, chunks;
+    u32 weight_bytes, x_bytes;
+    u32 chunks;          // of the inputs: what a stage holds
     u32 outputs, tiles;  // of a tile, and tiles of this block
 
     __device__ Block(const GemmStreamParams& p, u32 shared) : p(p), barriers(shared) {
@@ -64,7 +78,6 @@ struct Block {
             init_barrier(x_landed(stage), 1);
             init_barrier(used(stage), WARPS);
         }
-        show_barriers();
     }
 
     __device__ void wait_until_used(const Item& item) const {
@@ -87,10 +100,9 @@ struct Block {
         }
     }
 
-    // Another thread's.
+    // Another thread's, once x is there.
     __device__ void copy_x() const {
         Item item = first();
-        wait_for_previous();
         for (u32 i = 0; i < tiles * chunks; i++, advance(item)) {
             wait_until_used(item);
             announce(x_landed(item.stage), x_bytes);
@@ -154,9 +166,9 @@ struct Warp {
     }
 
     // One warp's part of a stage, two steps at a time so that one is loaded while the other is
-    // multiplied.
+    // multiplied; with many rows the products of one take long enough.
     __device__ void multiply(const Item& item) {
-        constexpr int AT_ONCE = 2;
+        constexpr int AT_ONCE = COLUMNS < 4 ? 2 : 1;
         const GemmStreamParams& p = block.p;
         const u32 weight_box = p.tile * BOX_ROW_BYTES, x_box = ROWS * BOX_ROW_BYTES;
         const u32 steps = units > 0 ? p.boxes * STEPS_OF_BOX : 0;
@@ -227,50 +239,91 @@ struct Warp {
         }
     }
 
-    __device__ void finish(u32 tile) const {
+    // Writes a tile of which `result` tells every sum.
+    template <class Result>
+    __device__ void write_all(u32 tile, Result result) const {
         const u32 first = tile * block.outputs, outputs = min(block.outputs, block.p.outputs - first);
-        meet_warps();
-        keep();
-        meet_warps();
         for (u32 i = threadIdx.x; i < block.p.rows * outputs; i += WARPS * 32) {
             const u32 row = i / outputs, output = i % outputs;
-            float sum = sum_of(row, output);
+            float sum = result(row, output);
             if (block.p.parts == 2) {
-                sum = sum / (1.0f + __expf(-sum)) * sum_of(row, block.outputs + output);
+                sum = sum / (1.0f + __expf(-sum)) * result(row, block.outputs + output);
             }
             write(row, first + output, sum);
         }
     }
 
-    __device__ void run() {
+    __device__ void run(const Adapters* adapters) {
         Item item = block.first();
         for (u32 i = 0; i < block.tiles; i++) {
             const u32 tile = item.tile;
             clear();
             for (u32 chunk = 0; chunk < block.chunks; chunk++, block.advance(item)) multiply(item);
-            finish(tile);
+            meet_warps();
+            keep();
+            meet_warps();
+            if (adapters) {
+                await_added();
+                write_all(tile, [&](u32 row, u32 output) {
+                    return sum_of(row, output) + adapters->sums[row * adapters->stride + output];
+                });
+            } else {
+                write_all(tile, [&](u32 row, u32 output) { return sum_of(row, output); });
+            }
         }
     }
 };
 
+// What the warps of adapters do.
 template <int COLUMNS>
+__device__ void add(const Block<COLUMNS>& block, Adapters adapters) {
+    const u32 thread = threadIdx.x - THREADS, threads = ADAPTED_THREADS - THREADS;
+    adapters.begin(block.p, thread, threads, blockIdx.x * block.outputs, block.outputs);
+    meet_adapters();
+    if (thread == 0) adapters.copy_b();
+    if (thread < 32) return;
+    wait_for_previous();
+    adapters.stage_h(block.p.rows, thread - 32, threads - 32);
+    meet_expanders();
+    adapters.expand(thread / 32 - 1);
+    tell_added();
+}
+
+template <int COLUMNS, bool ADAPTED>
 __device__ void gemm(const GemmStreamParams& p) {
     extern __shared__ unsigned char unaligned[];
     unsigned char* shared = unaligned + (0u - shared_address(unaligned)) % 1024;
     const Block<COLUMNS> block(p, shared_address(shared));
-    if (threadIdx.x == 0) block.init_barriers();
+    const Adapters adapters(p, shared);
+    if (threadIdx.x == 0) {
+        block.init_barriers();
+        if (ADAPTED) adapters.init_barriers();
+        show_barriers();
+    }
     __syncthreads();
     if (threadIdx.x == WARPS * 32) block.copy_weight();
-    if (threadIdx.x == (WARPS + 1) * 32) block.copy_x();
+    if (threadIdx.x == (WARPS + 1) * 32) {
+        if (ADAPTED) {
+            hear(p.adapters.told);
+        } else {
+            wait_for_previous();
+        }
+        block.copy_x();
+    }
+    if (ADAPTED && threadIdx.x >= THREADS) add(block, adapters);
     if (threadIdx.x >= WARPS * 32) return;
-    Warp<COLUMNS>(block, reinterpret_cast<float*>(shared + p.sums)).run();
+    Warp<COLUMNS>(block, reinterpret_cast<float*>(shared + p.sums)).run(ADAPTED ? &adapters : nullptr);
 }
 
-// By rows of x.
+// By rows of x; with adapters a block has one tile.
 #define GEMM_STREAM(ROWS, COLUMNS)                                       \
     extern "C" __global__ void __launch_bounds__(THREADS, 1)             \
         gemm_stream_##ROWS(const __grid_constant__ GemmStreamParams p) { \
-        gemm<COLUMNS>(p);                                                \
+        gemm<COLUMNS, false>(p);                                         \
+    }                                                                    \
+    extern "C" __global__ void __launch_bounds__(ADAPTED_THREADS, 1)     \
+        gemm_adapted_##ROWS(const __grid_constant__ GemmStreamParams p) { \
+        gemm<COLUMNS, true>(p);                                          \
     }
 
 GEMM_STREAM(8, 1)

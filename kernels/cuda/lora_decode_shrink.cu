@@ -86,6 +86,12 @@ struct Part {
     }
 };
 
+// Waits for x, and tells whoever waits for no more than that.
+__device__ inline void wait_for_x(const LoraDecodeParams& p) {
+    wait_for_previous();
+    if (p.told && blockIdx.x == 0 && threadIdx.x == 0) say(p.told);
+}
+
 // A is on its way before the kernel that makes x has ended.
 extern "C" __global__ void __launch_bounds__(THREADS, 3)
     lora_decode_shrink(LoraDecodeParams p) {
@@ -101,11 +107,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3)
         uint4 a[AHEAD];
         const Part first(p, pieces[0]);
         first.fetch_a(a, first.begin);
-        if (!waited) wait_for_previous();
+        if (!waited) wait_for_x(p);
         waited = true;
         for (u32 i = 0; i < count; i++) {
             Part(p, pieces[i]).run(a, i + 1 < count ? pieces + i + 1 : nullptr);
         }
     });
-    if (!waited) wait_for_previous();
+    if (!waited) wait_for_x(p);
 }

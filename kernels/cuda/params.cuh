@@ -112,11 +112,39 @@ struct alignas(128) TensorMap {
     u64 words[16];
 };
 
+constexpr u32 TARGETS_MAX = 8;
+
+// One local pair in device memory. A shrink rank of 0 marks a target without a pair.
+struct alignas(16) LoraPair {
+    const Element* a;  // [shrink_rank, input / a_blocks]
+    const Element* b;  // [outputs, expand_rank / b_blocks]
+    u32 shrink_rank, expand_rank, a_blocks, b_blocks;
+    u32 output, outputs;  // columns of the site's output row
+    u32 exchange;
+    u32 h;  // where its shrunk activations start in those of a row with the same exchange
+};
+static_assert(sizeof(LoraPair) == 48, "kernels/src/cuda/lora.rs has the twin");
+
+// What adapters add to a product of few rows, and where in shared memory it is computed, in bytes from
+// a multiple of 1024.
+struct AdaptersParams {
+    const LoraPair* pairs;  // [slots, targets]
+    const Segment* segments;
+    const u32* segment_count;
+    const float* h;  // [splits, rows, h_stride], rows a multiple of 16 bytes
+    Word* told;      // by shrink: that x is there
+    u32 targets, splits, h_stride;
+    u32 pieces, shrunk, ring, sums;  // of B; h; B; what is added to the tile
+    u32 padding;
+};
+static_assert(sizeof(AdaptersParams) == 72, "kernels/src/cuda/beside.rs has the twin");
+
 struct GemmStreamParams {
     TensorMap weight;  // [parts, outputs, inputs], boxes of `tile` rows of all parts together
     TensorMap x;       // [rows, inputs], boxes of as many rows as the kernel takes
     const void* bias;  // [outputs], or null; of the type of `out`
     void* out;         // [rows, outputs]
+    AdaptersParams adapters;
     u32 rows, inputs, outputs;
     u32 full;    // whether `out` is f32
     u32 parts;   // 2 for a gate and what it lets through: out is silu(gate) * up
@@ -129,7 +157,7 @@ struct GemmStreamParams {
     u32 ring;    // where in shared memory the ring is, in bytes from a multiple of 1024
     u32 sums;    // and the warps' sums
 };
-static_assert(sizeof(GemmStreamParams) == 384, "kernels/src/cuda/gemm_stream.rs has the twin");
+static_assert(sizeof(GemmStreamParams) == 512, "kernels/src/cuda/gemm_stream.rs has the twin");
 
 struct AttentionParams {
     Index index;
@@ -147,19 +175,6 @@ struct AttentionParams {
     u32 first;    // the first row where `work` is null
 };
 static_assert(sizeof(AttentionParams) == 136, "kernels/src/cuda/attention.rs has the twin");
-
-constexpr u32 TARGETS_MAX = 8;
-
-// One local pair in device memory. A shrink rank of 0 marks a target without a pair.
-struct alignas(16) LoraPair {
-    const Element* a;  // [shrink_rank, input / a_blocks]
-    const Element* b;  // [outputs, expand_rank / b_blocks]
-    u32 shrink_rank, expand_rank, a_blocks, b_blocks;
-    u32 output, outputs;  // columns of the site's output row
-    u32 exchange;
-    u32 h;  // where its shrunk activations start in those of a row with the same exchange
-};
-static_assert(sizeof(LoraPair) == 48, "kernels/src/cuda/lora.rs has the twin");
 
 // Shrunk columns of one row of a slot, by exchange.
 struct LoraWidths {
@@ -197,13 +212,14 @@ struct LoraDecodeParams {
     const Element* x;  // shrink: [rows, width]
     Element* y;        // expand: [rows, width]
     float* h;          // [splits, rows, h_stride]
+    Word* told;        // shrink: where to say that x is there, or null
     u32 rows, width, h_stride, splits, shrink_tiles, targets;
     u32 columns;  // expand: of a tile
     u32 staged;   // expand: shrunk activations of a row that there is room for
     u32 tile_end[TARGETS_MAX];       // expand: tiles up to the end of a target
     u32 target_column[TARGETS_MAX];  // where a target starts in the site's output row
 };
-static_assert(sizeof(LoraDecodeParams) == 152, "kernels/src/cuda/lora_decode.rs has the twin");
+static_assert(sizeof(LoraDecodeParams) == 160, "kernels/src/cuda/lora_decode.rs has the twin");
 
 struct LoraRowsParams {
     LoraParams lora;

@@ -267,6 +267,34 @@ pub trait Ops: Send + 'static {
         self.silu_mul(gate_up, width, rows, out)
     }
 
+    /// [`Ops::gemm`] of all rows of a step, with what its adapters add where no exchange is needed:
+    /// [`Ops::lora_shrink`] and [`Ops::lora_expand`], `h` being in between. Some row has such a pair.
+    fn adapted_gemm(
+        &mut self,
+        x: &Self::Buf,
+        (weight, bias): (&Self::Weight, Option<&Self::Weight>),
+        (site, step, h): (&Self::Site, &Self::Step, &mut Self::Buf),
+        out: &mut Self::Buf,
+    ) -> Result<()> {
+        self.lora_shrink(x, site, step, Exchange::None, h)?;
+        self.gemm(x, weight, bias, step.rows(), out)?;
+        self.lora_expand(h, site, step, Exchange::None, out)
+    }
+
+    /// [`Ops::adapted_gemm`] with the weight of a gate and of what it lets through, and then
+    /// [`Ops::silu_mul`], as [`Ops::gemm_silu_mul`] has it.
+    fn adapted_gemm_silu_mul(
+        &mut self,
+        x: &Self::Buf,
+        (weight, width): (&Self::Weight, usize),
+        (site, step, h): (&Self::Site, &Self::Step, &mut Self::Buf),
+        gate_up: &mut Self::Buf,
+        out: &mut Self::Buf,
+    ) -> Result<()> {
+        self.adapted_gemm(x, (weight, None), (site, step, h), gate_up)?;
+        self.silu_mul(gate_up, width, step.rows(), out)
+    }
+
     /// Normalises every query and key head of fused rows by itself.
     fn head_norm(
         &mut self,
@@ -333,7 +361,8 @@ pub trait Ops: Send + 'static {
         out: &mut Self::Buf,
     ) -> Result<()>;
 
-    /// Rows of shrunk activations to have room for, where batches have `rows_max` at most.
+    /// Rows of shrunk activations to have room for, where batches have `rows_max` at most, each of
+    /// a multiple of 8.
     fn shrunk_rows(rows_max: usize) -> usize {
         rows_max
     }

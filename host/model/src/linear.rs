@@ -43,9 +43,8 @@ impl<O: Ops> ColumnLinear<O> {
         x: &O::Buf,
         y: &mut O::Buf,
     ) -> Result<()> {
-        self.lora.shrink(pass, x)?;
-        pass.ops.gemm(x, &self.weight, self.bias.as_ref(), pass.rows, y)?;
-        self.lora.expand(pass, x, y)
+        self.lora.gemm(pass, x, (&self.weight, self.bias.as_ref()), y)?;
+        self.lora.exchange(pass, x, y)
     }
 }
 
@@ -59,9 +58,8 @@ impl<O: Ops> ColumnLinear<O> {
         (y, width): (&mut O::Buf, usize),
         out: &mut O::Buf,
     ) -> Result<()> {
-        // Adapters add to both before they meet.
-        if pass.shrunk.is_none() && self.bias.is_none() {
-            return Ok(pass.ops.gemm_silu_mul(x, &self.weight, (pass.rows, width), y, out)?);
+        if self.bias.is_none() && !self.lora.exchanges(pass) {
+            return self.lora.gemm_silu_mul(pass, x, (&self.weight, width), (y, out));
         }
         self.forward(pass, x, y)?;
         Ok(pass.ops.silu_mul(y, width, pass.rows, out)?)
@@ -101,9 +99,8 @@ impl<O: Ops> RowLinear<O> {
         x: &O::Buf,
         y: &mut O::Buf,
     ) -> Result<()> {
-        self.lora.shrink(pass, x)?;
-        pass.ops.gemm(x, &self.weight, self.bias.as_ref(), pass.rows, y)?;
-        self.lora.expand(pass, x, y)?;
+        self.lora.gemm(pass, x, (&self.weight, self.bias.as_ref()), y)?;
+        self.lora.exchange(pass, x, y)?;
         Ok(pass.comm.all_reduce_sum(y, pass.rows * self.output, Purpose::Base)?)
     }
 }

@@ -59,20 +59,51 @@ impl<O: Ops> LoraSite<O> {
         self.projections.iter().map(|projection| layer[projection.index()].as_ref())
     }
 
-    /// The part of `y += expand(shrink(x))` that needs `x` alone: where nothing is exchanged, it
-    /// comes before the base's product, whose weights are on their way meanwhile.
-    pub fn shrink<C: Comm<O::Buf>>(&self, pass: &mut Pass<'_, O, C>, x: &O::Buf) -> Result<()> {
-        let Pass { ops, step, shrunk: Some(Shrunk { own, .. }), .. } = pass else {
-            return Ok(());
-        };
-        if ops.lora_len(&self.site, step, Exchange::None) > 0 {
-            ops.lora_shrink(x, &self.site, step, Exchange::None, own)?;
+    /// `y = x weight^T + bias`, and what pairs add for which nothing is exchanged.
+    pub fn gemm<C: Comm<O::Buf>>(
+        &self,
+        pass: &mut Pass<'_, O, C>,
+        x: &O::Buf,
+        (weight, bias): (&O::Weight, Option<&O::Weight>),
+        y: &mut O::Buf,
+    ) -> Result<()> {
+        let Pass { ops, step, rows, shrunk, .. } = pass;
+        match shrunk {
+            Some(Shrunk { own, .. }) if ops.lora_len(&self.site, step, Exchange::None) > 0 => {
+                Ok(ops.adapted_gemm(x, (weight, bias), (&self.site, step, own), y)?)
+            }
+            _ => Ok(ops.gemm(x, weight, bias, *rows, y)?),
         }
-        Ok(())
     }
 
-    /// The rest of it, after [`Self::shrink`] of the same `x`: for every row that has an adapter.
-    pub fn expand<C: Comm<O::Buf>>(
+    /// The same of a gate and of what it lets through, `width` columns of each, and
+    /// `out = silu(gate) * up`: where [`Self::exchanges`] says no, as adapters add to both before
+    /// they meet.
+    pub fn gemm_silu_mul<C: Comm<O::Buf>>(
+        &self,
+        pass: &mut Pass<'_, O, C>,
+        x: &O::Buf,
+        (weight, width): (&O::Weight, usize),
+        (y, out): (&mut O::Buf, &mut O::Buf),
+    ) -> Result<()> {
+        let Pass { ops, step, rows, shrunk, .. } = pass;
+        match shrunk {
+            Some(Shrunk { own, .. }) if ops.lora_len(&self.site, step, Exchange::None) > 0 => {
+                let adapters = (&self.site, *step, own);
+                Ok(ops.adapted_gemm_silu_mul(x, (weight, width), adapters, y, out)?)
+            }
+            _ => Ok(ops.gemm_silu_mul(x, weight, (*rows, width), y, out)?),
+        }
+    }
+
+    /// Whether pairs of the batch exchange what their rows shrink to.
+    pub fn exchanges<C: Comm<O::Buf>>(&self, pass: &Pass<'_, O, C>) -> bool {
+        let len = |exchange| pass.ops.lora_len(&self.site, pass.step, exchange);
+        pass.shrunk.is_some() && (len(Exchange::Gather) > 0 || len(Exchange::Reduce) > 0)
+    }
+
+    /// `y += expand(exchange(shrink(x)))` for the rows whose pairs exchange.
+    pub fn exchange<C: Comm<O::Buf>>(
         &self,
         pass: &mut Pass<'_, O, C>,
         x: &O::Buf,
@@ -81,24 +112,18 @@ impl<O: Ops> LoraSite<O> {
         let Pass { ops, comm, step, shrunk: Some(Shrunk { own, gathered, .. }), .. } = pass else {
             return Ok(());
         };
-        for exchange in [Exchange::None, Exchange::Gather, Exchange::Reduce] {
+        for exchange in [Exchange::Gather, Exchange::Reduce] {
             let elements = ops.lora_len(&self.site, step, exchange);
             if elements == 0 {
                 continue;
             }
-            if exchange != Exchange::None {
-                ops.lora_shrink(x, &self.site, step, exchange, own)?;
-            }
-            let h = match exchange {
-                Exchange::None => &*own,
-                Exchange::Gather => {
-                    comm.all_gather(own, gathered, elements, Purpose::Lora)?;
-                    &*gathered
-                }
-                Exchange::Reduce => {
-                    comm.all_reduce_sum(own, elements, Purpose::Lora)?;
-                    &*own
-                }
+            ops.lora_shrink(x, &self.site, step, exchange, own)?;
+            let h = if exchange == Exchange::Gather {
+                comm.all_gather(own, gathered, elements, Purpose::Lora)?;
+                &*gathered
+            } else {
+                comm.all_reduce_sum(own, elements, Purpose::Lora)?;
+                &*own
             };
             ops.lora_expand(h, &self.site, step, exchange, y)?;
         }
@@ -133,7 +158,8 @@ impl<O: Ops> Shrunk<O> {
     /// Makes room for rows of such widths.
     pub fn reserve(&mut self, ops: &mut O, widths: ShrunkWidths, ranks: usize) -> Result<()> {
         if widths.own > self.widths.own {
-            self.own = ops.buf(self.rows_max * widths.own, Precision::Full)?;
+            let width = widths.own.next_multiple_of(8);
+            self.own = ops.buf(self.rows_max * width, Precision::Full)?;
             self.widths.own = widths.own;
         }
         if widths.gathered > self.widths.gathered {

@@ -14,10 +14,14 @@ use cudarc::cublaslt::{result, sys};
 
 use crate::error::Result;
 
+use super::beside::Adapters;
 use super::device::Device;
 use super::gemm_stream::{GemmStream, Size};
+use super::lora::Site;
+use super::lora_decode;
 use super::memory::{Buf, Memory};
 use super::status::During;
+use super::step::Step;
 use super::weight::Weight;
 
 use plan::Plan;
@@ -26,6 +30,11 @@ pub use plan::Addresses;
 
 /// What NVIDIA recommends for Hopper.
 const WORKSPACE_BYTES: usize = 32 << 20;
+
+/// Bytes of a word that one kernel says to the next; and words, more than there are products at work
+/// or waiting for those before, of which a multiprocessor has room for one.
+const WORD_BYTES: usize = 8;
+const WORDS: usize = 1024;
 
 /// Plans kept at most. Decode meets few row counts, prefill any; when full, all are forgotten.
 const PLANS_MAX: usize = 4096;
@@ -55,6 +64,9 @@ pub struct Operands<'a> {
 pub struct Gemm {
     plans: HashMap<Shape, Plan>,
     workspace: Memory,
+    /// Where products hear that their adapters' input is there (`chain.cuh`), each in its turn.
+    words: Memory,
+    turn: usize,
     handle: sys::cublasLtHandle_t,
 }
 
@@ -65,13 +77,14 @@ impl Gemm {
     pub fn new(device: &Device) -> Result<Self> {
         let workspace = Memory::zeroed(&device.stream, WORKSPACE_BYTES, "a workspace")?;
         let handle = result::create_handle().during("creating its handle")?;
-        Ok(Self { plans: HashMap::new(), workspace, handle })
+        let words = Memory::zeroed(&device.stream, WORDS * WORD_BYTES, "a workspace")?;
+        Ok(Self { plans: HashMap::new(), workspace, words, turn: 0, handle })
     }
 
     pub fn run(&mut self, device: &Device, rows: usize, mut operands: Operands<'_>) -> Result<()> {
         let Operands { weight, bias, .. } = operands;
         let (inputs, outputs, out) = (weight.cols, weight.rows, operands.out.dtype());
-        if rows == 0 || outputs == 0 || stream(device, (rows, 1), &mut operands)? {
+        if rows == 0 || outputs == 0 || self.stream(device, (rows, 1), &mut operands, None)? {
             return Ok(());
         }
         let shape = Shape { rows, inputs, outputs, held: device.dtype, out, bias: bias.is_some() };
@@ -90,9 +103,61 @@ impl Gemm {
         let launched = plan.launch(self.handle, &device.stream, &self.workspace, &addresses);
         launched.during("launching a product")
     }
+
+    /// The product by `gemm_stream.cu`, with what adapters add, where it takes it: of two parts, a
+    /// gate and what it lets through, `out = silu(x gate^T) * (x up^T)`. False if it does not.
+    pub fn stream(
+        &self,
+        device: &Device,
+        (rows, parts): (usize, usize),
+        operands: &mut Operands<'_>,
+        adapters: Option<&Adapters<'_>>,
+    ) -> Result<bool> {
+        let size = operands.size(rows, parts);
+        let takes = operands.streams(device, &size, adapters);
+        let Some(kernels) = device.kernels.gemm_stream.as_ref().filter(|_| takes) else {
+            return Ok(false);
+        };
+        let addresses = operands.addresses(device, (rows, size.outputs));
+        let out = operands.out.dtype();
+        kernels.launch(device, out, &addresses, size, adapters)?;
+        Ok(true)
+    }
+
+    /// [`Self::stream`] beside the adapters' shrink and expand, `h` being theirs.
+    pub fn stream_adapted(
+        &mut self,
+        device: &Device,
+        (rows, parts): (usize, usize),
+        operands: &mut Operands<'_>,
+        (site, step, h): (&Site, &Step, &mut Buf),
+    ) -> Result<bool> {
+        let told = self.words.address() + (self.turn * WORD_BYTES) as u64;
+        let adapters = Adapters { site, step, h: &*h, told };
+        let size = operands.size(rows, parts);
+        if !operands.streams(device, &size, Some(&adapters)) {
+            return Ok(false);
+        }
+        self.turn = (self.turn + 1) % WORDS;
+        lora_decode::shrink(device, operands.x, (site, step), h, Some(told))?;
+        let adapters = Adapters { site, step, h: &*h, told };
+        self.stream(device, (rows, parts), operands, Some(&adapters))
+    }
 }
 
 impl Operands<'_> {
+    fn size(&self, rows: usize, parts: usize) -> Size {
+        let (inputs, outputs) = (self.weight.cols, self.weight.rows / parts);
+        Size { rows, inputs, outputs, parts }
+    }
+
+    /// Whether `gemm_stream.cu` takes it.
+    fn streams(&self, device: &Device, size: &Size, adapters: Option<&Adapters<'_>>) -> bool {
+        let even = size.parts == 1 || size.outputs.is_multiple_of(8) && self.bias.is_none();
+        let there = device.kernels.gemm_stream.is_some();
+        there && even && GemmStream::takes(device, size, adapters)
+    }
+
     fn addresses(&mut self, device: &Device, (rows, outputs): (usize, usize)) -> Addresses {
         let out = self.out.dtype();
         Addresses {
@@ -102,25 +167,6 @@ impl Operands<'_> {
             out: self.out.address(out, rows * outputs),
         }
     }
-}
-
-/// The product by `gemm_stream.cu`, where it takes it: of two parts, a gate and what it lets
-/// through, `out = silu(x gate^T) * (x up^T)`. False if it does not.
-pub fn stream(
-    device: &Device,
-    (rows, parts): (usize, usize),
-    operands: &mut Operands<'_>,
-) -> Result<bool> {
-    let (inputs, outputs) = (operands.weight.cols, operands.weight.rows / parts);
-    let even = parts == 1 || outputs.is_multiple_of(8) && operands.bias.is_none();
-    let takes = rows > 0 && even && GemmStream::takes(rows, inputs);
-    let Some(kernels) = device.kernels.gemm_stream.as_ref().filter(|_| takes) else {
-        return Ok(false);
-    };
-    let addresses = operands.addresses(device, (rows, outputs));
-    let size = Size { rows, inputs, outputs, parts };
-    kernels.launch(device, operands.out.dtype(), &addresses, size)?;
-    Ok(true)
 }
 
 impl Drop for Gemm {

@@ -8,6 +8,7 @@ use cudarc::driver::sys::{
 
 use crate::error::Result;
 
+use super::beside::{Adapters, AdaptersParams};
 use super::device::{Device, Grid, Kernel, to_u32};
 use super::gemm::Addresses;
 use super::program::Programs;
@@ -20,6 +21,7 @@ pub struct GemmStreamParams {
     x: CUtensorMap,
     bias: u64,
     out: u64,
+    adapters: AdaptersParams,
     rows: u32,
     inputs: u32,
     outputs: u32,
@@ -33,16 +35,21 @@ pub struct GemmStreamParams {
     across: u32,
     ring: u32,
     sums: u32,
+    padding: [u32; 29],
 }
 
-const _: () = assert!(size_of::<GemmStreamParams>() == 384);
+const _: () = assert!(size_of::<GemmStreamParams>() == 512);
 
-/// Rows that each kernel takes at most. With more, cuBLASLt is faster.
-const ROWS: [(usize, &str); 2] = [(8, "gemm_stream_8"), (16, "gemm_stream_16")];
+/// Rows that each kernel takes at most, and its names without and with adapters. With more rows,
+/// cuBLASLt is faster.
+const ROWS: [(usize, [&str; 2]); 2] =
+    [(8, ["gemm_stream_8", "gemm_adapted_8"]), (16, ["gemm_stream_16", "gemm_adapted_16"])];
 
-/// Warps that multiply, and threads of a block with the two warps that copy.
+/// Warps that multiply, and threads of a block with the two warps that copy; with adapters there
+/// are five warps more.
 const WARPS: usize = 8;
 const THREADS: u32 = 320;
+const ADAPTED_THREADS: u32 = THREADS + 160;
 
 /// Rows of the weight in a unit of work, units of a warp, and units of a block's tile at most: a
 /// box has no more rows.
@@ -75,8 +82,8 @@ const SUMS_STRIDE: usize = 36;
 /// Shared memory of a block: what is left of a multiprocessor's serves the kernels beside it.
 const SHARED_BYTES: usize = 200 << 10;
 
-/// The kernels, by rows.
-pub struct GemmStream(Vec<(usize, Kernel<GemmStreamParams>)>);
+/// The kernels by rows, without and with adapters.
+pub struct GemmStream(Vec<(usize, [Kernel<GemmStreamParams>; 2])>);
 
 impl GemmStream {
     /// `None` where they are not compiled.
@@ -85,34 +92,46 @@ impl GemmStream {
         if programs.module(file).is_none() {
             return Ok(None);
         }
-        let kernel = |(rows, name)| {
-            Ok((rows, Kernel::new(programs, file, name)?.allow_shared(SHARED_BYTES)?))
+        let kernel = |name| Kernel::new(programs, file, name)?.allow_shared(SHARED_BYTES);
+        let both = |(rows, names): (usize, [&'static str; 2])| {
+            Ok((rows, [kernel(names[0])?, kernel(names[1])?]))
         };
-        Ok(Some(Self(ROWS.into_iter().map(kernel).collect::<Result<_>>()?)))
+        Ok(Some(Self(ROWS.into_iter().map(both).collect::<Result<_>>()?)))
     }
 
     /// Whether a product is one for these kernels.
-    pub fn takes(rows: usize, inputs: usize) -> bool {
-        rows <= ROWS[ROWS.len() - 1].0 && inputs.is_multiple_of(BOX)
+    pub fn takes(device: &Device, size: &Size, adapters: Option<&Adapters<'_>>) -> bool {
+        let Size { rows, inputs, .. } = *size;
+        let taken = rows > 0 && rows <= ROWS[ROWS.len() - 1].0 && inputs.is_multiple_of(BOX);
+        taken
+            && adapters.is_none_or(|adapters| {
+                let alone = size.weight_rows().div_ceil(UNIT * UNITS_MAX) <= device.processors;
+                alone && adapters.fit()
+            })
     }
 
-    /// `outputs` are those of one part: of two, the result is `silu(gate) * up`.
+    /// A product that [`Self::takes`] took. `outputs` are those of one part: of two, the result is
+    /// `silu(gate) * up`.
     pub fn launch(
         &self,
         device: &Device,
         out: DType,
         at: &Addresses,
-        Size { rows, inputs, outputs, parts }: Size,
+        size: Size,
+        adapters: Option<&Adapters<'_>>,
     ) -> Result<()> {
+        let Size { rows, inputs, outputs, parts } = size;
         let kernel = self.0.iter().find(|(most, _)| rows <= *most);
-        let (most, kernel) = kernel.expect("asked for a product of too many rows: this is a bug");
-        let cut = Cut::new(device.processors, *most, parts * outputs);
+        let (most, kernels) = kernel.expect("asked for a product of too many rows: this is a bug");
+        let beside = |tile| adapters.map_or(0, |adapters| adapters.shared_bytes(tile));
+        let cut = Cut::new(device.processors, *most, size.weight_rows(), beside);
         let part_rows = cut.tile / parts;
         let params = GemmStreamParams {
             weight: map(device.dtype, at.weight, [parts, outputs, inputs], [part_rows, cut.boxes])?,
             x: map(device.dtype, at.x, [1, rows, inputs], [*most, cut.boxes])?,
             bias: at.bias.unwrap_or(0),
             out: at.out,
+            adapters: adapters.map(|it| it.params(cut.tile, cut.beside)).unwrap_or_default(),
             rows: to_u32(rows),
             inputs: to_u32(inputs),
             outputs: to_u32(outputs),
@@ -126,9 +145,13 @@ impl GemmStream {
             across: to_u32((cut.tile / UNIT).div_ceil(UNITS_OF_WARP).next_power_of_two()),
             ring: to_u32(BARRIERS_BYTES),
             sums: to_u32(cut.sums),
+            padding: [0; 29],
         };
-        let grid = Grid::of(cut.blocks, THREADS).shared(SHARED_BYTES);
-        device.launch(kernel, grid, &params)
+        let (kernel, threads) = match adapters {
+            None => (&kernels[0], THREADS),
+            Some(_) => (&kernels[1], ADAPTED_THREADS),
+        };
+        device.launch(kernel, Grid::of(cut.blocks, threads).shared(SHARED_BYTES), &params)
     }
 }
 
@@ -139,6 +162,12 @@ pub struct Size {
     pub inputs: usize,
     pub outputs: usize,
     pub parts: usize,
+}
+
+impl Size {
+    fn weight_rows(&self) -> usize {
+        self.parts * self.outputs
+    }
 }
 
 /// How one product is shared among a device's blocks, and how a block uses its shared memory.
@@ -155,11 +184,19 @@ struct Cut {
     flight_beside: usize,
     /// Where the warps' sums go, in bytes from the start.
     sums: usize,
+    /// Where what is computed beside the product goes.
+    beside: usize,
 }
 
 impl Cut {
-    /// All blocks read as much, up to 16 rows of the weight.
-    fn new(processors: usize, rows: usize, weight_rows: usize) -> Self {
+    /// All blocks read as much, up to 16 rows of the weight. `beside` are bytes of shared memory
+    /// that are needed beside a tile.
+    fn new(
+        processors: usize,
+        rows: usize,
+        weight_rows: usize,
+        beside: impl Fn(usize) -> usize,
+    ) -> Self {
         let units = weight_rows.div_ceil(UNIT).div_ceil(processors);
         let tile = units.div_ceil(units.div_ceil(UNITS_MAX)) * UNIT;
         let blocks = weight_rows.div_ceil(tile).min(processors);
@@ -167,7 +204,8 @@ impl Cut {
         let weight = boxes * tile * BOX_ROW_BYTES;
         let stage = weight + boxes * rows * BOX_ROW_BYTES;
         let sums = WARPS * rows * SUMS_STRIDE * size_of::<f32>();
-        let room = SHARED_BYTES - 2 * BARRIERS_BYTES;
+        let room =
+            SHARED_BYTES - 2 * BARRIERS_BYTES - beside(tile).next_multiple_of(BARRIERS_BYTES);
         // Behind its only tile, a block has no use for the ring.
         let alone = weight_rows.div_ceil(tile) <= blocks;
         let ring = if alone { room } else { room - sums };
@@ -175,7 +213,8 @@ impl Cut {
         let sums = BARRIERS_BYTES + if alone { 0 } else { stages * stage };
         let flight = (FLIGHT_BYTES / weight).max(1);
         let flight_beside = (FLIGHT_BESIDE_BYTES / weight).max(1);
-        Self { blocks, tile, boxes, stages, flight, flight_beside, sums }
+        let beside = BARRIERS_BYTES + room;
+        Self { blocks, tile, boxes, stages, flight, flight_beside, sums, beside }
     }
 }
 
@@ -220,34 +259,31 @@ fn map(
 mod tests {
     use super::*;
 
+    fn cut(rows: usize, weight_rows: usize, beside: usize) -> Cut {
+        Cut::new(132, rows, weight_rows, |_| beside)
+    }
+
     #[test]
     fn every_block_reads_as_much_as_the_others() {
-        let cut = |rows, weight_rows| Cut::new(132, rows, weight_rows);
-        let o = Cut {
-            blocks: 128,
-            tile: 32,
-            boxes: 4,
-            stages: 9,
-            flight: 4,
-            flight_beside: 2,
-            sums: 1024,
-        };
-        assert_eq!(cut(8, 4096), o);
-        let gate_up = Cut {
-            blocks: 128,
-            tile: 224,
-            boxes: 1,
-            stages: 6,
-            flight: 2,
-            flight_beside: 1,
-            sums: 1024,
-        };
-        assert_eq!(cut(16, 28672), gate_up);
+        let shares = |cut: Cut| (cut.blocks, cut.tile);
+        assert_eq!(shares(cut(8, 4096, 0)), (128, 32));
+        assert_eq!(shares(cut(16, 28672, 0)), (128, 224));
+        assert_eq!(shares(cut(8, 128_256, 0)), (132, 256));
+        assert_eq!(shares(cut(8, 5, 0)), (1, 16));
+    }
+
+    #[test]
+    fn shared_memory_holds_ring_sums_and_what_is_beside() {
+        let stage = |cut: &Cut, rows| cut.boxes * (cut.tile + rows) * BOX_ROW_BYTES;
+        let only = cut(8, 4096, 0);
+        assert_eq!((only.boxes, only.stages, only.flight, only.flight_beside), (4, 9, 4, 2));
+        assert_eq!(only.sums, BARRIERS_BYTES);
         // More than one tile each: sums have a place of their own.
-        let sums = 1024 + 5 * 33792;
-        let head =
-            Cut { blocks: 132, tile: 256, boxes: 1, stages: 5, flight: 2, flight_beside: 1, sums };
-        assert_eq!(cut(8, 128_256), head);
-        assert_eq!(cut(8, 5).blocks, 1);
+        let head = cut(8, 128_256, 0);
+        assert_eq!(head.sums, BARRIERS_BYTES + head.stages * stage(&head, 8));
+        let beside = cut(16, 28672, 90 << 10);
+        assert!(beside.stages >= 2);
+        assert!(BARRIERS_BYTES + beside.stages * stage(&beside, 16) <= beside.beside);
+        assert!(beside.beside + (90 << 10) <= SHARED_BYTES - BARRIERS_BYTES);
     }
 }

@@ -13,6 +13,7 @@ use crate::element;
 use crate::error::{Error, Result};
 use crate::lora::{SiteShape, SlotPairs};
 
+use super::beside::COPIED_RANK_MAX;
 use super::device::{Device, Kernel, to_u32};
 use super::lora_decode::{DecodeTable, STAGED_MAX};
 use super::lora_rows::COLUMNS;
@@ -272,6 +273,15 @@ impl PairEntry {
         let even = |columns: u32| (columns as usize).is_multiple_of(COLUMNS);
         self.shrink_rank == 0
             || self.a_blocks == 1 && even(self.output) && even(self.outputs / self.b_blocks)
+    }
+
+    /// Whether tiles of its columns can be copied in one piece, and slices of one diagonal block.
+    pub fn is_copied(&self) -> bool {
+        let blocks = self.b_blocks.max(1);
+        let columns = [self.output, self.outputs / blocks];
+        self.shrink_rank == 0
+            || self.expand_rank / blocks <= COPIED_RANK_MAX
+                && columns.iter().all(|columns| columns.is_multiple_of(8))
     }
 
     fn takes_part(&self, exchange: Exchange) -> bool {

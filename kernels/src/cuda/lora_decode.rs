@@ -29,6 +29,7 @@ pub struct LoraDecodeParams {
     x: u64,
     y: u64,
     h: u64,
+    told: u64,
     rows: u32,
     width: u32,
     h_stride: u32,
@@ -41,7 +42,7 @@ pub struct LoraDecodeParams {
     target_column: [u32; TARGETS_MAX],
 }
 
-const _: () = assert!(size_of::<LoraDecodeParams>() == 152);
+const _: () = assert!(size_of::<LoraDecodeParams>() == 160);
 
 /// Up to [`TILE_RANKS`] rows of one A, as the kernel finds them; `rows` is 0 where there are none.
 #[repr(C)]
@@ -89,6 +90,9 @@ const GAP: usize = 8;
 const SPLIT_INPUTS: usize = 1024;
 pub const SPLITS_MAX: usize = 16;
 
+/// Shrunk activations of a row are that many, or a multiple: 16 bytes of them once rounded.
+const H_ALIGNMENT: usize = 8;
+
 /// Both kernels.
 pub struct LoraDecode {
     shrink: Kernel<LoraDecodeParams>,
@@ -122,6 +126,8 @@ pub struct DecodeTable {
     splits: usize,
     /// Whether all pairs ever loaded are cut as `lora_rows.cu` needs it.
     pub even: bool,
+    /// Whether they are cut as `adapters.cuh` needs it.
+    pub copied: bool,
 }
 
 impl DecodeTable {
@@ -133,6 +139,7 @@ impl DecodeTable {
             h_stride: 0,
             staged: 0,
             splits: (shape.input / SPLIT_INPUTS).clamp(1, SPLITS_MAX),
+            copied: true,
             even: shape.input.is_multiple_of(8) && shape.output().is_multiple_of(COLUMNS),
         })
     }
@@ -147,6 +154,16 @@ impl DecodeTable {
         self.tiles
     }
 
+    /// Floats from a row's shrunk activations to the next one's.
+    pub fn h_stride(&self) -> usize {
+        self.h_stride
+    }
+
+    /// Parts that shrink cuts the inputs into.
+    pub fn splits(&self) -> usize {
+        self.splits
+    }
+
     /// Takes note of what lies in a slot. True if launches recorded before no longer serve.
     pub fn enter(
         &mut self,
@@ -157,8 +174,10 @@ impl DecodeTable {
     ) -> Result<bool> {
         let mut tiles = Vec::new();
         self.even &= pairs.iter().all(PairEntry::is_even);
+        self.copied &= pairs.iter().all(PairEntry::is_copied);
         pairs.iter().for_each(|pair| add_tiles(pair, input, &mut tiles));
         let columns = tiles.iter().map(|tile| (tile.h + tile.rows) as usize).max().unwrap_or(0);
+        let columns = columns.next_multiple_of(H_ALIGNMENT);
         let staged = pairs.iter().map(PairEntry::staged).max().unwrap_or(0);
         let grows = tiles.len() > self.tiles || columns > self.h_stride || staged > self.staged;
         self.h_stride = self.h_stride.max(columns);
@@ -199,6 +218,7 @@ impl DecodeTable {
             x: 0,
             y: 0,
             h: 0,
+            told: 0,
             rows: to_u32(step.rows),
             width: 0,
             h_stride: to_u32(self.h_stride),
@@ -270,7 +290,14 @@ fn add_tiles(pair: &PairEntry, input: usize, tiles: &mut Vec<ShrinkTile>) {
     }
 }
 
-pub fn shrink(device: &Device, x: &Buf, site: &Site, step: &Step, h: &mut Buf) -> Result<()> {
+/// `told` is where it says that x is there, to a product that starts beside it.
+pub fn shrink(
+    device: &Device,
+    x: &Buf,
+    (site, step): (&Site, &Step),
+    h: &mut Buf,
+    told: Option<u64>,
+) -> Result<()> {
     let table = &site.decode;
     let Some(kernels) = device.kernels.lora_decode.as_ref().filter(|_| table.tiles > 0) else {
         return Ok(());
@@ -278,15 +305,14 @@ pub fn shrink(device: &Device, x: &Buf, site: &Site, step: &Step, h: &mut Buf) -
     let params = LoraDecodeParams {
         x: x.address(device.dtype, step.rows * site.shape.input),
         h: h.address(DType::F32, table.len(step.rows)),
+        told: told.unwrap_or(0),
         width: to_u32(site.shape.input),
         ..table.params(site, step)
     };
+    // The product has room beside one block.
+    let blocks = device.processors * if told.is_some() { 1 } else { SHRINK_BLOCKS };
     let pieces = step.rows * table.tiles * table.splits;
-    device.launch(
-        &kernels.shrink,
-        Grid::of(pieces.min(SHRINK_BLOCKS * device.processors), THREADS),
-        &params,
-    )
+    device.launch(&kernels.shrink, Grid::of(pieces.min(blocks), THREADS), &params)
 }
 
 pub fn expand(device: &Device, h: &Buf, site: &Site, step: &Step, y: &mut Buf) -> Result<()> {

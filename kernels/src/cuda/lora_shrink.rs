@@ -28,7 +28,7 @@ pub fn lora_shrink(
         return Ok(());
     }
     if step.alike.is_some() {
-        return lora_decode::shrink(device, x, site, step, h);
+        return lora_decode::shrink(device, x, (site, step), h, None);
     }
     if let Some(kernels) = lora_rows::serving(device, site, step, exchange) {
         return kernels.shrink(device, x, (site, step), h);

@@ -28,6 +28,7 @@ mod add;
 mod add_rms_norm;
 mod gemm;
 mod gemm_stream;
+mod beside;
 mod head_norm;
 mod cache;
 mod rope_kv_store;
@@ -256,11 +257,45 @@ impl Ops for Cuda {
         out: &mut Buf,
     ) -> Result<()> {
         let mut operands = gemm::Operands { x, weight, bias: None, out };
-        if gemm::stream(&self.device, (rows, 2), &mut operands)? {
+        if self.gemm.stream(&self.device, (rows, 2), &mut operands, None)? {
             return Ok(());
         }
         self.gemm(x, weight, None, rows, gate_up)?;
         self.silu_mul(gate_up, width, rows, out)
+    }
+
+    fn adapted_gemm(
+        &mut self,
+        x: &Buf,
+        (weight, bias): (&Weight, Option<&Weight>),
+        (site, step, h): (&Site, &Step, &mut Buf),
+        out: &mut Buf,
+    ) -> Result<()> {
+        let mut operands = gemm::Operands { x, weight, bias, out: &mut *out };
+        let adapters = (site, step, &mut *h);
+        if self.gemm.stream_adapted(&self.device, (step.rows, 1), &mut operands, adapters)? {
+            return Ok(());
+        }
+        self.lora_shrink(x, site, step, Exchange::None, h)?;
+        self.gemm(x, weight, bias, step.rows, out)?;
+        self.lora_expand(h, site, step, Exchange::None, out)
+    }
+
+    fn adapted_gemm_silu_mul(
+        &mut self,
+        x: &Buf,
+        (weight, width): (&Weight, usize),
+        (site, step, h): (&Site, &Step, &mut Buf),
+        gate_up: &mut Buf,
+        out: &mut Buf,
+    ) -> Result<()> {
+        let mut operands = gemm::Operands { x, weight, bias: None, out: &mut *out };
+        let adapters = (site, step, &mut *h);
+        if self.gemm.stream_adapted(&self.device, (step.rows, 2), &mut operands, adapters)? {
+            return Ok(());
+        }
+        self.adapted_gemm(x, (weight, None), (site, step, h), gate_up)?;
+        self.silu_mul(gate_up, width, step.rows, out)
     }
 
     fn head_norm(

@@ -37,7 +37,7 @@ macro_rules! embedded {
 }
 
 const HEADERS: &[Source] = embedded!(
-    ".cuh": "attention", "bulk", "chain", "element", "lora", "lora_decode", "mma", "paged",
+    ".cuh": "adapters", "attention", "bulk", "chain", "element", "lora", "lora_decode", "mma", "paged",
     "params", "peer", "reduce"
 );
 

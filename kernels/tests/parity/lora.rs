@@ -12,7 +12,7 @@ use kernels::ops::{Ops, Precision, Rows};
 use crate::bench::{Bench, Case, Random, poisoned_as, upload, upload_as};
 
 /// Consecutive rows with one adapter, or none: slot and number of rows.
-type Share = (Option<u32>, u32);
+pub type Share = (Option<u32>, u32);
 
 /// Which adapter each row has, by the mixes of Punica's tests; `None` is the base.
 const MIXES: [(&str, &[Share]); 6] = [
@@ -112,7 +112,7 @@ fn check_wide<O: Ops>(bench: &mut Bench<O>) {
     }
 }
 
-fn local_pair(
+pub fn local_pair(
     random: &mut Random,
     (input, (target, outputs)): (usize, (usize, usize)),
     (rank, a_blocks, b_blocks): (usize, usize, usize),
@@ -129,24 +129,24 @@ fn local_pair(
 
 /// Shrink, the exchange as other ranks would answer it, expand.
 #[derive(Clone)]
-struct Lora {
-    slots: Vec<Vec<Option<LocalPair>>>,
-    segments: Vec<Share>,
-    x: Vec<f32>,
-    y: Vec<f32>,
-    exchange: Exchange,
-    dtype: DType,
+pub struct Lora {
+    pub slots: Vec<Vec<Option<LocalPair>>>,
+    pub segments: Vec<Share>,
+    pub x: Vec<f32>,
+    pub y: Vec<f32>,
+    pub exchange: Exchange,
+    pub dtype: DType,
     /// Every row is a sequence of its own: a backend may have other ways for those.
-    decode: bool,
-    targets: [usize; 2],
+    pub decode: bool,
+    pub targets: [usize; 2],
 }
 
 impl Lora {
-    fn rows(&self) -> usize {
+    pub fn rows(&self) -> usize {
         self.segments.iter().map(|(_, rows)| *rows as usize).sum()
     }
 
-    fn input(&self) -> usize {
+    pub fn input(&self) -> usize {
         self.x.len() / self.rows()
     }
 
@@ -163,7 +163,7 @@ impl Lora {
         }
     }
 
-    fn batch(&self) -> Arc<Batch> {
+    pub fn batch(&self) -> Arc<Batch> {
         let mut end = 0;
         let segments = self.segments.iter().map(|(slot, rows)| {
             let rows: Range<u32> = end..end + rows;
@@ -181,7 +181,7 @@ impl Lora {
         Arc::new(batch)
     }
 
-    fn site<O: Ops>(&self, ops: &mut O) -> O::Site {
+    pub fn site<O: Ops>(&self, ops: &mut O) -> O::Site {
         let (input, targets) = (self.input(), self.targets.to_vec());
         let shape = SiteShape { input, targets, slots: SLOTS.len() };
         let mut site = ops.site(shape, self.dtype).expect("a site");

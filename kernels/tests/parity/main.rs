@@ -4,6 +4,8 @@
 //! alone: the reference runs beside it on the same inputs. Outputs are filled with NaN first, so an
 //! element that nobody wrote is found. Inputs are fresh in every run; a failure prints their seed.
 
+/// Products of decode with what adapters add.
+mod adapted;
 /// The paged cache and attention over it.
 mod attention;
 /// Moving rows in and out of buffers, random numbers, comparisons.
@@ -91,6 +93,11 @@ fn cuda_equals_reference_in_attention() {
 #[test]
 fn cuda_equals_reference_with_adapters() {
     cuda_equals_reference(lora::check);
+}
+
+#[test]
+fn cuda_equals_reference_in_adapted_products() {
+    cuda_equals_reference(adapted::check);
 }
 
 #[test]

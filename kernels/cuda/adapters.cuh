@@ -1,0 +1,193 @@
+// What adapters add to one tile of a product of few rows, h B^T, while the product's weights stream.
+// One thread keeps a ring filled with B by bulk copies, and four warps multiply what has landed, on
+// tensor cores: columns of the tile are the left operand's rows, and the rows of h the right one's
+// columns. A product does not mind in which order it meets the lora ranks, as long as both operands
+// agree: lane l = 4 g + t holds, of 16 columns, g and g + 8, 8 of 32 lora ranks, from 8 t on.
+#pragma once
+
+#include "bulk.cuh"
+
+constexpr u32 EXPANDERS = 4;  // warps that multiply
+constexpr u32 SLOTS = 12, SLOT_BYTES = 4096;  // of the ring
+
+// Some columns of one B, all of them in the tile.
+struct Piece {
+    const Element* b;  // the row of its first column
+    u32 row, rows;     // of the batch
+    u32 h;             // where a row's shrunk activations start
+    u32 ranks;         // of a diagonal block
+    u32 of_block;      // columns of one
+    u32 within;        // its first column, counted from the pair's first
+    u32 columns;       // none where there is no pair
+    u32 place;         // its first column, counted from the tile's first
+    u32 most;          // columns that fit into a slot
+};
+
+// What is copied at once: some columns of one piece, of one diagonal block.
+struct Slice {
+    u32 piece, column, columns;
+};
+
+struct Adapters {
+    const AdaptersParams& p;
+    Piece* pieces;
+    float* sums;  // [rows, stride]
+    Element* h;             // [rows, h_stride]
+    u32 ring, barriers;     // shared addresses
+    u32 count;   // of pieces
+    u32 stride;
+
+    // `shared` starts at a multiple of 1024.
+    __device__ Adapters(const GemmStreamParams& gemm, unsigned char* shared) : p(gemm.adapters) {
+        pieces = reinterpret_cast<Piece*>(shared + p.pieces);
+        sums = reinterpret_cast<float*>(shared + p.sums);
+        h = reinterpret_cast<Element*>(shared + p.shrunk);
+        ring = shared_address(shared + p.ring);
+        barriers = shared_address(shared) + 512;
+        count = 0, stride = gemm.tile + 4;
+    }
+
+    __device__ u32 landed(u32 slot) const { return barriers + slot * 8; }
+    __device__ u32 used(u32 slot) const { return landed(SLOTS + slot); }
+
+    __device__ void init_barriers() const {
+        for (u32 slot = 0; slot < SLOTS; slot++) {
+            init_barrier(landed(slot), 1);
+            init_barrier(used(slot), 1);
+        }
+    }
+
+    // The n-th piece. A tile is `outputs` columns from `first` on, of each of its parts.
+    __device__ Piece piece(const GemmStreamParams& gemm, u32 n, u32 first, u32 outputs) const {
+        const u32 target = n % p.targets, part = gemm.parts == 2 ? target : 0;
+        const Segment segment = p.segments[n / p.targets];
+        const LoraPair pair = p.pairs[segment.slot * p.targets + target];
+        const u32 start = part * gemm.outputs + first;
+        const u32 begin = max(start, pair.output);
+        const u32 end = min(start + outputs, pair.output + pair.outputs);
+        if (pair.shrink_rank == 0 || begin >= end) return Piece{};
+        const u32 ranks = pair.expand_rank / pair.b_blocks, within = begin - pair.output;
+        const Element* b = pair.b + static_cast<u64>(within) * ranks;
+        const u32 most = SLOT_BYTES / (ranks * sizeof(Element)) / 8 * 8;
+        return {b, segment.row, segment.rows, pair.h, ranks, pair.outputs / pair.b_blocks,
+                within, end - begin, part * outputs + begin - start, most};
+    }
+
+    // By `threads` threads: finds the pieces, and adds nothing yet.
+    __device__ void begin(const GemmStreamParams& gemm, u32 thread, u32 threads, u32 first,
+                          u32 outputs) {
+        count = *p.segment_count * p.targets;
+        for (u32 n = thread; n < count; n += threads) {
+            pieces[n] = piece(gemm, n, first, outputs);
+        }
+        for (u32 i = thread; i < gemm.rows * stride; i += threads) sums[i] = 0.0f;
+    }
+
+    // The slice that follows; false if there is none.
+    __device__ bool next(Slice& slice) const {
+        slice.column += slice.columns;
+        while (slice.piece < count && slice.column >= pieces[slice.piece].columns) {
+            slice.piece++, slice.column = 0;
+        }
+        if (slice.piece >= count) return false;
+        const Piece& piece = pieces[slice.piece];
+        const u32 at = piece.within + slice.column;
+        const u32 left = piece.of_block - (at < piece.of_block ? at : at % piece.of_block);
+        slice.columns = min(min(piece.most, left), piece.columns - slice.column);
+        return true;
+    }
+
+    // One thread's work.
+    __device__ void copy_b() const {
+        Slice slice{};
+        for (u32 i = 0; next(slice); i++) {
+            const u32 slot = i % SLOTS, round = i / SLOTS;
+            const Piece& piece = pieces[slice.piece];
+            const u32 bytes = slice.columns * piece.ranks * sizeof(Element);
+            if (round > 0) wait_phase(used(slot), (round - 1) % 2);
+            announce(landed(slot), bytes);
+            copy_bytes(ring + slot * SLOT_BYTES,
+                       piece.b + static_cast<u64>(slice.column) * piece.ranks, bytes, landed(slot));
+        }
+    }
+
+    // By `threads` threads, once shrink is done: its parts added up in order, and rounded.
+    __device__ void stage_h(u32 rows, u32 thread, u32 threads) const {
+        const u32 all = rows * p.h_stride;
+        for (u32 i = thread * 4; i < all; i += threads * 4) {
+            float sum[4] = {};
+#pragma unroll 4
+            for (u32 split = 0; split < p.splits; split++) {
+                float part[4];
+                load(part, p.h + split * all + i);
+#pragma unroll
+                for (int n = 0; n < 4; n++) sum[n] += part[n];
+            }
+            store(h + i, sum);
+        }
+    }
+
+    // One warp's work: every so many slices.
+    __device__ void expand(u32 warp) const {
+        Slice slice{};
+        for (u32 i = 0; next(slice); i++) {
+            if (i % EXPANDERS != warp) continue;
+            const u32 slot = i % SLOTS;
+            wait_phase(landed(slot), i / SLOTS % 2);
+            multiply(pieces[slice.piece], slice, ring + slot * SLOT_BYTES);
+            __syncwarp();
+            if (threadIdx.x % 32 == 0) arrive(used(slot));
+        }
+    }
+
+    __device__ void multiply(const Piece& piece, const Slice& slice, u32 b) const {
+        const u32 block = (piece.within + slice.column) / piece.of_block;
+        const Element* x = h + piece.row * p.h_stride + piece.h + block * piece.ranks;
+        float* to = sums + piece.row * stride + piece.place + slice.column;
+        if ((piece.ranks | piece.h) % 8 != 0) {
+            return multiply_any(piece, slice.columns, b, x, to);
+        }
+        for (u32 first = 0; first < slice.columns; first += 16) {
+            const bool both = first + 8 < slice.columns;
+            multiply_16(piece, both, b + first * piece.ranks * sizeof(Element), x, to + first);
+        }
+    }
+
+    // 16 columns, or 8.
+    __device__ void multiply_16(const Piece& piece, bool both, u32 b, const Element* x,
+                                float* to) const {
+        const u32 g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, ranks = piece.ranks;
+        float results[4] = {};
+        for (u32 rank = t * 8; rank < ranks + t * 8; rank += 32) {
+            const bool some = rank < ranks;
+            const u32 at = b + (g * ranks + rank) * sizeof(Element);
+            const uint4 v = load_16(at, some);
+            const uint4 w = load_16(at + 8 * ranks * sizeof(Element), some && both);
+            uint4 y = {};
+            if (some && g < piece.rows) y = fetch<8>(x + g * p.h_stride + rank).raw.words;
+            const u32 one[4] = {v.x, w.x, v.y, w.y}, two[4] = {v.z, w.z, v.w, w.w};
+            multiply_add(results, one, y.x, y.y);
+            multiply_add(results, two, y.z, y.w);
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const u32 row = t * 2 + i % 2;
+            if (row < piece.rows && (i < 2 || both)) to[row * stride + g + i / 2 * 8] = results[i];
+        }
+    }
+
+    // A column a lane.
+    __device__ void multiply_any(const Piece& piece, u32 columns, u32 b, const Element* x,
+                                 float* to) const {
+        for (u32 column = threadIdx.x % 32; column < columns; column += 32) {
+            for (u32 row = 0; row < piece.rows; row++) {
+                float sum = 0.0f;
+                for (u32 rank = 0; rank < piece.ranks; rank++) {
+                    sum += load_one(b + (column * piece.ranks + rank) * sizeof(Element)) *
+                           to_f32(x[row * p.h_stride + rank]);
+                }
+                to[row * stride + column] = sum;
+            }
+        }
+    }
+};

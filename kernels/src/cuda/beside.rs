@@ -1,0 +1,106 @@
+//! What adapters add to a product of few rows, computed beside it (`adapters.cuh`): where that is
+//! possible, and how shared memory is laid out for it.
+
+use contract::tensor::DType;
+
+use super::device::to_u32;
+use super::lora::Site;
+use super::memory::Buf;
+use super::step::Step;
+
+/// Shared memory for adapters' shrunk activations, at most: the ring of weights needs the rest.
+const SHRUNK_BYTES_MAX: usize = 32 << 10;
+
+/// Slots of the ring of B, and bytes of one.
+const SLOTS: usize = 12;
+const SLOT_BYTES: usize = 4096;
+
+/// Lora ranks of a diagonal block of which 8 columns fit into a slot.
+pub const COPIED_RANK_MAX: u32 = (SLOT_BYTES / 8 / SIXTEEN_BITS) as u32;
+
+/// Bytes of an element: the kernels take no other. Bytes of a piece, as the kernel keeps it.
+const SIXTEEN_BITS: usize = 2;
+const PIECE_BYTES: usize = 48;
+
+/// Copies go to multiples of this many bytes.
+const ALIGNMENT: usize = 128;
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct AdaptersParams {
+    pairs: u64,
+    segments: u64,
+    segment_count: u64,
+    h: u64,
+    told: u64,
+    targets: u32,
+    splits: u32,
+    h_stride: u32,
+    pieces: u32,
+    shrunk: u32,
+    ring: u32,
+    sums: u32,
+    padding: u32,
+}
+
+const _: () = assert!(size_of::<AdaptersParams>() == 72);
+
+/// The adapters of a site that add to a step's product.
+#[derive(Clone, Copy)]
+pub struct Adapters<'a> {
+    pub site: &'a Site,
+    pub step: &'a Step,
+    /// Shrunk activations, of which shrink tells at `told` that their input is there.
+    pub h: &'a Buf,
+    pub told: u64,
+}
+
+impl Adapters<'_> {
+    /// Whether the kernel takes them.
+    pub fn fit(&self) -> bool {
+        let decode = &self.site.decode;
+        self.step.alike.is_some_and(|alike| alike.adapted)
+            && decode.tiles() > 0
+            && decode.copied
+            && self.shrunk_bytes() <= SHRUNK_BYTES_MAX
+    }
+
+    fn shrunk_bytes(&self) -> usize {
+        self.step.rows * self.site.decode.h_stride() * SIXTEEN_BITS
+    }
+
+    /// Shared memory for them, where a block has `tile` outputs.
+    pub fn shared_bytes(&self, tile: usize) -> usize {
+        self.places(tile)[4]
+    }
+
+    /// Where pieces, shrunk activations, the ring, and sums start, and where these end.
+    fn places(&self, tile: usize) -> [usize; 5] {
+        let pieces = self.step.rows * self.site.shape.targets.len() * PIECE_BYTES;
+        let shrunk = pieces.next_multiple_of(ALIGNMENT);
+        let ring = (shrunk + self.shrunk_bytes()).next_multiple_of(ALIGNMENT);
+        let sums = ring + SLOTS * SLOT_BYTES;
+        let end = sums + self.step.rows * (tile + 4) * size_of::<f32>();
+        [0, shrunk, ring, sums, end]
+    }
+
+    /// With what [`Self::shared_bytes`] counts from `start` on.
+    pub fn params(&self, tile: usize, start: usize) -> AdaptersParams {
+        let [pieces, shrunk, ring, sums, _] = self.places(tile).map(|place| to_u32(start + place));
+        AdaptersParams {
+            pairs: self.site.pairs_address(),
+            segments: self.step.segments.address,
+            segment_count: self.step.segments.count,
+            h: self.h.address(DType::F32, self.site.decode.len(self.step.rows)),
+            told: self.told,
+            targets: to_u32(self.site.shape.targets.len()),
+            splits: to_u32(self.site.decode.splits()),
+            h_stride: to_u32(self.site.decode.h_stride()),
+            pieces,
+            shrunk,
+            ring,
+            sums,
+            padding: 0,
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Products of decode together with what adapters add.
+
+use contract::adapter::Exchange;
+use kernels::ops::{Ops, Precision, Rows};
+
+use crate::bench::{Bench, Case, poisoned, poisoned_as, upload, weight};
+use crate::lora::{Lora, Share, local_pair};
+
+/// Inputs, and outputs of two targets: some are copied in slices, some are not cut for that, and
+/// some go round a GPU's rings and share tiles. Where both are alike, they may be gated.
+const SITES: [(usize, [usize; 2]); 6] = [
+    (128, [96, 40]),
+    (64, [104, 104]),
+    (192, [37, 11]),
+    (1088, [640, 640]),
+    (5120, [64, 32]),
+    (256, [4400, 4400]),
+];
+
+/// Of two targets: lora rank, blocks of A, blocks of B.
+type Slots = [[Option<(usize, usize, usize)>; 2]; 5];
+
+const EVEN: Slots = [
+    [Some((16, 1, 1)), Some((16, 1, 1))],
+    [Some((64, 1, 1)), None],
+    [Some((128, 1, 8)), Some((24, 1, 1))],
+    [None, Some((256, 1, 1))],
+    [Some((8, 2, 1)), Some((96, 1, 1))],
+];
+
+const ODD: Slots = [
+    [Some((1, 1, 1)), Some((3, 1, 1))],
+    [Some((12, 1, 1)), Some((6, 1, 1))],
+    [Some((40, 4, 1)), None],
+    [None, Some((33, 1, 1))],
+    [Some((7, 1, 1)), Some((20, 1, 1))],
+];
+
+const MIXES: [&[Share]; 7] = [
+    &[(Some(2), 1)],
+    &[(None, 2), (Some(0), 1), (Some(1), 1), (Some(2), 1), (Some(3), 1), (Some(4), 2)],
+    &[(Some(4), 8)],
+    &[(Some(1), 13), (None, 3)],
+    &[(Some(3), 1), (Some(0), 11), (Some(4), 1), (Some(2), 6), (Some(1), 2), (None, 1)],
+    &[(Some(2), 31), (Some(0), 1)],
+    &[(Some(0), 20), (Some(1), 19)],
+];
+
+pub fn check<O: Ops>(bench: &mut Bench<O>) {
+    for (input, targets) in SITES {
+        for slots in [EVEN, ODD] {
+            // Blocks are to come out even.
+            let fits = |outputs: usize, blocks: usize| outputs.is_multiple_of(blocks);
+            let slots = slots.map(|pairs| {
+                let mut pair = |target: usize| {
+                    let (rank, a_blocks, b_blocks) = pairs[target]?;
+                    let b_blocks = if fits(targets[target], b_blocks) { b_blocks } else { 1 };
+                    let shape = (input, (target, targets[target]));
+                    let blocks = (rank, a_blocks, b_blocks);
+                    Some(local_pair(&mut bench.random, shape, blocks, Exchange::None))
+                };
+                vec![pair(0), pair(1)]
+            });
+            // The reference takes its time.
+            let large = input * targets[0] > 1 << 18;
+            for segments in MIXES.into_iter().skip(if large { 4 } else { 0 }) {
+                check_mix(bench, (input, targets), slots.to_vec(), segments);
+            }
+        }
+    }
+}
+
+fn check_mix<O: Ops>(
+    bench: &mut Bench<O>,
+    (input, targets): (usize, [usize; 2]),
+    slots: Vec<Vec<Option<contract::adapter::LocalPair>>>,
+    segments: &[Share],
+) {
+    let rows: u32 = segments.iter().map(|(_, rows)| rows).sum();
+    let outputs: usize = targets.iter().sum();
+    for dtype in bench.dtypes() {
+        // Small sums: of a large one, the exponential makes much of a small rounding.
+        let x = bench.random.values(rows as usize * input).iter().map(|x| x / 8.0).collect();
+        let lora = Lora {
+            slots: slots.clone(),
+            segments: segments.to_vec(),
+            x,
+            y: vec![0.0; rows as usize * outputs],
+            exchange: Exchange::None,
+            dtype,
+            decode: true,
+            targets,
+        };
+        let weight = bench.random.values(outputs * input);
+        let bias = rows.is_multiple_of(2).then(|| bench.random.values(outputs));
+        let plain = Adapted { lora: lora.clone(), weight: weight.clone(), bias, gated: false };
+        let name = format!("adapted {rows} x {input} x {targets:?}, {dtype}");
+        bench.agree(&name, dtype, &plain);
+        if targets[0] == targets[1] {
+            let scaled = weight.iter().map(|weight| weight / 8.0).collect();
+            let gated = Adapted { lora, weight: scaled, bias: None, gated: true };
+            bench.agree(&format!("{name}, gated"), dtype, &gated);
+        }
+    }
+}
+
+/// A product with what adapters add, gated or not.
+struct Adapted {
+    lora: Lora,
+    weight: Vec<f32>,
+    bias: Option<Vec<f32>>,
+    gated: bool,
+}
+
+impl Case for Adapted {
+    fn run<O: Ops>(&self, ops: &mut O) -> Vec<f32> {
+        let Self { lora, gated, .. } = self;
+        let site = lora.site(ops);
+        let step = ops.step(&lora.batch(), lora.rows() + 3).expect("a step");
+        let mut x = lora.x.clone();
+        // A row that pads the step is nobody's: it may hold anything.
+        x.resize(step.rows() * lora.input(), f32::NAN);
+        let x = upload(ops, &x);
+        let outputs: usize = lora.targets.iter().sum();
+        let matrix = weight(ops, &self.weight, lora.input(), lora.dtype);
+        let bias = self.bias.as_ref().map(|bias| weight(ops, bias, outputs, lora.dtype));
+        let len = ops.lora_len(&site, &step, Exchange::None);
+        let mut h = poisoned_as(ops, len.max(1), Precision::Full);
+        let mut y = poisoned(ops, step.rows() * outputs);
+        let mut out = poisoned(ops, step.rows() * outputs / 2);
+        if *gated {
+            let width = outputs / 2;
+            let adapters = (&site, &step, &mut h);
+            let done = ops.adapted_gemm_silu_mul(&x, (&matrix, width), adapters, &mut y, &mut out);
+            done.expect("adapted_gemm_silu_mul");
+            return ops.read(&out, lora.rows() * width).expect("the output");
+        }
+        let done = ops.adapted_gemm(&x, (&matrix, bias.as_ref()), (&site, &step, &mut h), &mut y);
+        done.expect("adapted_gemm");
+        ops.read(&y, lora.rows() * outputs).expect("the output")
+    }
+}
