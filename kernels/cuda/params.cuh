@@ -263,3 +263,13 @@ struct PeerParams {
     u32 rank, ranks, two_shots;
 };
 static_assert(sizeof(PeerParams) == 128, "kernels/src/cuda/peer.rs has the twin");
+
+struct PeerReduceNormParams {
+    PeerParams peer;      // `in` and `out` are hidden, [rows, width]
+    Element* residual;    // [rows, width]
+    const float* weight;  // [width]
+    u32 width;
+    float eps;
+};
+static_assert(sizeof(PeerReduceNormParams) == 152,
+              "kernels/src/cuda/peer_reduce_norm.rs has the twin");

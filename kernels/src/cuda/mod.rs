@@ -47,6 +47,7 @@ mod nccl;
 mod nccl_join;
 mod peer;
 mod peer_area;
+mod peer_reduce_norm;
 mod bandwidth;
 
 use std::ops::Range;
