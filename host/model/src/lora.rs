@@ -61,7 +61,7 @@ impl<O: Ops> LoraSite<O> {
 
     /// The part of `y += expand(shrink(x))` that needs `x` alone: where nothing is exchanged, it
     /// comes before the base's product, whose weights are on their way meanwhile.
-    pub fn shrink<C: Comm<O::Buf>>(&self, pass: &mut Pass<'_, O, C>, x: &O::Buf) -> Result<()> {
+    pub fn shrink<C: Comm<O>>(&self, pass: &mut Pass<'_, O, C>, x: &O::Buf) -> Result<()> {
         let Pass { ops, step, shrunk: Some(Shrunk { own, .. }), .. } = pass else {
             return Ok(());
         };
@@ -72,7 +72,7 @@ impl<O: Ops> LoraSite<O> {
     }
 
     /// The rest of it, after [`Self::shrink`] of the same `x`: for every row that has an adapter.
-    pub fn expand<C: Comm<O::Buf>>(
+    pub fn expand<C: Comm<O>>(
         &self,
         pass: &mut Pass<'_, O, C>,
         x: &O::Buf,
