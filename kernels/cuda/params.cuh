@@ -68,13 +68,6 @@ struct AddRmsNormParams {
 };
 static_assert(sizeof(AddRmsNormParams) == 32, "kernels/src/cuda/add_rms_norm.rs has the twin");
 
-struct AddParams {
-    const Element* delta;
-    Element* residual;
-    u64 elements;
-};
-static_assert(sizeof(AddParams) == 24, "kernels/src/cuda/add.rs has the twin");
-
 struct SiluMulParams {
     const Element* gate_up;  // [rows, 2 * width]
     Element* out;            // [rows, width]

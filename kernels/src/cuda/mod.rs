@@ -24,7 +24,6 @@ mod index;
 mod step;
 mod embed;
 mod rms_norm;
-mod add;
 mod add_rms_norm;
 mod gemm;
 mod gemm_stream;
@@ -220,10 +219,6 @@ impl Ops for Cuda {
         out: &mut Buf,
     ) -> Result<()> {
         rms_norm::rms_norm(&self.device, x, weight, eps, rows, out)
-    }
-
-    fn add(&mut self, delta: &Buf, elements: usize, residual: &mut Buf) -> Result<()> {
-        add::add(&self.device, delta, elements, residual)
     }
 
     fn add_rms_norm(
