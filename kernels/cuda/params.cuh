@@ -68,13 +68,6 @@ struct AddRmsNormParams {
 };
 static_assert(sizeof(AddRmsNormParams) == 32, "kernels/src/cuda/add_rms_norm.rs has the twin");
 
-struct AddParams {
-    const Element* delta;
-    Element* residual;
-    u64 elements;
-};
-static_assert(sizeof(AddParams) == 24, "kernels/src/cuda/add.rs has the twin");
-
 struct SiluMulParams {
     const Element* gate_up;  // [rows, 2 * width]
     Element* out;            // [rows, width]
@@ -279,3 +272,13 @@ struct PeerParams {
     u32 rank, ranks, two_shots;
 };
 static_assert(sizeof(PeerParams) == 128, "kernels/src/cuda/peer.rs has the twin");
+
+struct PeerReduceNormParams {
+    PeerParams peer;      // `in` and `out` are hidden, [rows, width]
+    Element* residual;    // [rows, width]
+    const float* weight;  // [width]
+    u32 width;
+    float eps;
+};
+static_assert(sizeof(PeerReduceNormParams) == 152,
+              "kernels/src/cuda/peer_reduce_norm.rs has the twin");

@@ -96,6 +96,25 @@ __device__ constexpr u32 pack_of() {
     return 16 / sizeof(E);
 }
 
+// The N elements at `at` of everybody's posts, summed in rank order.
+template <int N, class E>
+__device__ inline void sum_posts(const PeerParams& p, u32 epoch, u32 at, float (&sum)[N]) {
+    Pack<N, E> posts[PEER_RANKS_MAX] = {};
+#pragma unroll
+    for (u32 rank = 0; rank < PEER_RANKS_MAX; rank++) {
+        if (rank < p.ranks) posts[rank] = fetch<N>(area_of(p, rank).post<E>(epoch) + at);
+    }
+    widen(sum, posts[0]);
+#pragma unroll
+    for (u32 rank = 1; rank < PEER_RANKS_MAX; rank++) {
+        if (rank >= p.ranks) continue;
+        float addend[N];
+        widen(addend, posts[rank]);
+#pragma unroll
+        for (int n = 0; n < N; n++) sum[n] += addend[n];
+    }
+}
+
 // The elements of this block: whole packs of N, but for the end.
 struct Part {
     u64 first, end;

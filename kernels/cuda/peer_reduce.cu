@@ -3,33 +3,12 @@
 // a share and reads the others' (2 / ranks of the traffic).
 #include "peer.cuh"
 
-// The pack at `i` of everybody's posts, summed.
-template <class E>
-__device__ inline void sum_posts(const PeerParams& p, u32 epoch, u32 i,
-                                 float (&sum)[pack_of<E>()]) {
-    constexpr int N = pack_of<E>();
-    Pack<N, E> posts[PEER_RANKS_MAX] = {};
-#pragma unroll
-    for (u32 rank = 0; rank < PEER_RANKS_MAX; rank++) {
-        if (rank < p.ranks) posts[rank] = fetch<N>(area_of(p, rank).post<E>(epoch) + i);
-    }
-    widen(sum, posts[0]);
-#pragma unroll
-    for (u32 rank = 1; rank < PEER_RANKS_MAX; rank++) {
-        if (rank >= p.ranks) continue;
-        float addend[N];
-        widen(addend, posts[rank]);
-#pragma unroll
-        for (int n = 0; n < N; n++) sum[n] += addend[n];
-    }
-}
-
 template <class E>
 __device__ inline void one_shot(const PeerParams& p, u32 epoch, E* out, u32 count) {
     constexpr int N = pack_of<E>();
     for (u32 i = threadIdx.x * N; i < count; i += blockDim.x * N) {
         float sum[N];
-        sum_posts<E>(p, epoch, i, sum);
+        sum_posts<N, E>(p, epoch, i, sum);
         if (i + N <= count) {
             store(out + i, sum);
             continue;
@@ -49,7 +28,7 @@ __device__ inline bool two_shots(const PeerParams& p, u32 epoch, E* out, u32 cou
     E* sums = area_of(p, p.rank).sums<E>();
     for (u32 i = own.first + threadIdx.x * N; i < own.end; i += blockDim.x * N) {
         float sum[N];
-        sum_posts<E>(p, epoch, i, sum);
+        sum_posts<N, E>(p, epoch, i, sum);
         store(sums + i, sum);
     }
     if (!meet(p, epoch + 1)) return false;

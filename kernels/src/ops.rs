@@ -229,9 +229,6 @@ pub trait Ops: Send + 'static {
         out: &mut Self::Buf,
     ) -> Result<()>;
 
-    /// `residual += delta`.
-    fn add(&mut self, delta: &Self::Buf, elements: usize, residual: &mut Self::Buf) -> Result<()>;
-
     /// `residual += hidden`, and then `hidden = residual / rms(residual) * weight`.
     fn add_rms_norm(
         &mut self,

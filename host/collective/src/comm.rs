@@ -1,6 +1,8 @@
 //! The contract of a collective: what ranks may ask of each other.
 
 use contract::counts::Purpose;
+use kernels::error::Error;
+use kernels::ops::Ops;
 
 /// A collective that did not happen. The group is lost: its ranks no longer agree.
 #[derive(Debug, thiserror::Error)]
@@ -19,8 +21,16 @@ pub enum CommError {
     Library(String),
 }
 
-/// One rank's end of a group. All ranks call the same methods in the same order.
-pub trait Comm<B>: Send {
+impl CommError {
+    /// What a backend said to its part of a collective.
+    pub(crate) fn failed(error: Error) -> Self {
+        Self::Library(error.to_string())
+    }
+}
+
+/// One rank's end of a group whose ranks compute by `O`. All ranks call the same methods in the
+/// same order.
+pub trait Comm<O: Ops>: Send {
     /// This rank, from 0.
     fn rank(&self) -> usize;
 
@@ -30,16 +40,33 @@ pub trait Comm<B>: Send {
     /// Replaces the first `elements` of `buf` by their sum over all ranks, taken in rank order.
     fn all_reduce_sum(
         &mut self,
-        buf: &mut B,
+        buf: &mut O::Buf,
         elements: usize,
         why: Purpose,
     ) -> Result<(), CommError>;
 
+    /// `residual += the sum of all ranks' hidden`, and then `hidden = residual / rms(residual) *
+    /// weight`, with `eps` added to the mean square. Both are `[rows, width]`, and `residual` is
+    /// the same on all ranks, before and after. By default [`Self::all_reduce_sum`] and
+    /// [`Ops::add_rms_norm`]; one collective however it is done, and it fails as they do.
+    fn all_reduce_add_rms_norm(
+        &mut self,
+        ops: &mut O,
+        residual: &mut O::Buf,
+        (weight, eps): (&O::Weight, f32),
+        (rows, width): (usize, usize),
+        hidden: &mut O::Buf,
+        why: Purpose,
+    ) -> Result<(), CommError> {
+        self.all_reduce_sum(hidden, rows * width, why)?;
+        ops.add_rms_norm(residual, weight, eps, rows, hidden).map_err(CommError::failed)
+    }
+
     /// Fills `whole` with the first `elements` of every rank's `part`, in rank order.
     fn all_gather(
         &mut self,
-        part: &B,
-        whole: &mut B,
+        part: &O::Buf,
+        whole: &mut O::Buf,
         elements: usize,
         why: Purpose,
     ) -> Result<(), CommError>;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use contract::counts::{CollectiveCounts, Purpose};
 use kernels::cuda::{Buf, Cuda, Link, Nccl, NcclEnd, NcclName, Peer, PeerArea, Place, State, Stop};
-use kernels::error::Error;
+use kernels::ops::Ops;
 
 use crate::barrier::Barrier;
 use crate::comm::{Comm, CommError};
@@ -130,10 +130,10 @@ impl DeviceComm<Peer> {
         cuda: &Cuda,
         sharing: usize,
     ) -> Result<DeviceComm<Peer>, CommError> {
-        let area = cuda.peer_area(sharing).map_err(failed)?;
+        let area = cuda.peer_area(sharing).map_err(CommError::failed)?;
         let areas = seat.exchange(Arc::new(area))?;
         let link = cuda.join_peers(seat.index, areas, seat.table.patience.devices);
-        let link = link.map_err(failed)?;
+        let link = link.map_err(CommError::failed)?;
         // Nobody launches anything before everybody's memory is open.
         seat.table.barrier.wait()?;
         Ok(DeviceComm { seat, link, recording: false })
@@ -150,7 +150,7 @@ impl DeviceComm<Nccl> {
     ) -> Result<DeviceComm<Nccl>, CommError> {
         let end = match (seat.index, name) {
             (0, Some(name)) => NcclEnd::named(name),
-            (0, None) => NcclEnd::named(NcclName::new().map_err(failed)?),
+            (0, None) => NcclEnd::named(NcclName::new().map_err(CommError::failed)?),
             _ => NcclEnd::default(),
         };
         let end = Arc::new(end);
@@ -159,16 +159,12 @@ impl DeviceComm<Nccl> {
         let Patience { joining, devices, .. } = seat.table.patience;
         let link = cuda.join_nccl(place, (&end, &ends), (joining, devices));
         let link = link.map_err(|error| match end.state() {
-            State::Well => failed(error),
+            State::Well => CommError::failed(error),
             State::Stopped => CommError::PeerLost,
             State::TimedOut => CommError::Timeout { seconds: joining.as_secs() },
         })?;
         Ok(DeviceComm { seat, link, recording: false })
     }
-}
-
-fn failed(error: Error) -> CommError {
-    CommError::Library(error.to_string())
 }
 
 impl<L: Link> DeviceComm<L> {
@@ -179,16 +175,16 @@ impl<L: Link> DeviceComm<L> {
         work: impl FnOnce(&mut L) -> kernels::error::Result<()>,
     ) -> Result<(), CommError> {
         if self.recording {
-            return work(&mut self.link).map_err(failed);
+            return work(&mut self.link).map_err(CommError::failed);
         }
         self.meet()?;
-        work(&mut self.link).map_err(failed)?;
+        work(&mut self.link).map_err(CommError::failed)?;
         self.count(why, 1);
         self.meet()
     }
 }
 
-impl<L: Link> Comm<Buf> for DeviceComm<L> {
+impl<L: Link> Comm<Cuda> for DeviceComm<L> {
     fn rank(&self) -> usize {
         self.seat.rank()
     }
@@ -204,6 +200,18 @@ impl<L: Link> Comm<Buf> for DeviceComm<L> {
         why: Purpose,
     ) -> Result<(), CommError> {
         self.launch(why, |link| link.all_reduce_sum(buf, elements))
+    }
+
+    fn all_reduce_add_rms_norm(
+        &mut self,
+        _ops: &mut Cuda,
+        residual: &mut Buf,
+        norm: (&<Cuda as Ops>::Weight, f32),
+        (rows, _): (usize, usize),
+        hidden: &mut Buf,
+        why: Purpose,
+    ) -> Result<(), CommError> {
+        self.launch(why, |link| link.all_reduce_add_rms_norm(residual, norm, rows, hidden))
     }
 
     fn all_gather(

@@ -1,7 +1,7 @@
 //! The group of one rank.
 
 use contract::counts::Purpose;
-use kernels::ops::Copied;
+use kernels::ops::{Copied, Ops};
 
 use crate::comm::{Comm, CommError};
 
@@ -10,7 +10,7 @@ use crate::comm::{Comm, CommError};
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Solo;
 
-impl<B: Copied> Comm<B> for Solo {
+impl<O: Ops<Buf: Copied>> Comm<O> for Solo {
     fn rank(&self) -> usize {
         0
     }
@@ -19,18 +19,17 @@ impl<B: Copied> Comm<B> for Solo {
         1
     }
 
-    fn all_reduce_sum(&mut self, _: &mut B, _: usize, _: Purpose) -> Result<(), CommError> {
+    fn all_reduce_sum(&mut self, _: &mut O::Buf, _: usize, _: Purpose) -> Result<(), CommError> {
         Ok(())
     }
 
     fn all_gather(
         &mut self,
-        part: &B,
-        whole: &mut B,
+        part: &O::Buf,
+        whole: &mut O::Buf,
         elements: usize,
         _: Purpose,
     ) -> Result<(), CommError> {
-        let copied = whole.copy_from(part, elements);
-        copied.map_err(|error| CommError::Library(error.to_string()))
+        whole.copy_from(part, elements).map_err(CommError::failed)
     }
 }

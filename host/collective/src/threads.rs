@@ -10,6 +10,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use contract::counts::{CollectiveCounts, Purpose};
+use kernels::ops::Ops;
 
 use crate::barrier::Barrier;
 use crate::comm::{Comm, CommError};
@@ -90,7 +91,7 @@ impl Drop for ThreadComm {
     }
 }
 
-impl<B: AsRef<[f32]> + AsMut<[f32]>> Comm<B> for ThreadComm {
+impl<O: Ops<Buf: AsRef<[f32]> + AsMut<[f32]>>> Comm<O> for ThreadComm {
     fn rank(&self) -> usize {
         self.rank
     }
@@ -101,7 +102,7 @@ impl<B: AsRef<[f32]> + AsMut<[f32]>> Comm<B> for ThreadComm {
 
     fn all_reduce_sum(
         &mut self,
-        buf: &mut B,
+        buf: &mut O::Buf,
         elements: usize,
         why: Purpose,
     ) -> Result<(), CommError> {
@@ -125,8 +126,8 @@ impl<B: AsRef<[f32]> + AsMut<[f32]>> Comm<B> for ThreadComm {
 
     fn all_gather(
         &mut self,
-        part: &B,
-        whole: &mut B,
+        part: &O::Buf,
+        whole: &mut O::Buf,
         elements: usize,
         why: Purpose,
     ) -> Result<(), CommError> {
@@ -162,6 +163,23 @@ mod tests {
     use super::*;
     use std::thread;
 
+    use contract::tensor::DType;
+    use kernels::ops::WeightView;
+    use kernels::reference::Reference;
+
+    /// By [`Comm::all_reduce_sum`]; a thread's group is the same for all backends on the CPU.
+    fn all_reduce(
+        comm: &mut ThreadComm,
+        buf: &mut Vec<f32>,
+        elements: usize,
+    ) -> Result<(), CommError> {
+        Comm::<Reference>::all_reduce_sum(comm, buf, elements, Purpose::Base)
+    }
+
+    fn all_gather(comm: &mut ThreadComm, part: &Vec<f32>, whole: &mut Vec<f32>, why: Purpose) {
+        Comm::<Reference>::all_gather(comm, part, whole, part.len(), why).unwrap();
+    }
+
     /// Runs `work` on every rank of a new group and returns what each made of it.
     fn on_ranks<T: Send>(ranks: usize, work: impl Fn(ThreadComm) -> T + Sync) -> Vec<T> {
         let group = ThreadComm::group(ranks, Duration::from_secs(20), &Arc::default());
@@ -189,7 +207,7 @@ mod tests {
                     let mine = |place| value(comm.rank, round, place);
                     let mut buf: Vec<f32> = (0..elements + 3).map(mine).collect();
                     let untouched = buf[elements..].to_vec();
-                    comm.all_reduce_sum(&mut buf, elements, Purpose::Base).unwrap();
+                    all_reduce(&mut comm, &mut buf, elements).unwrap();
                     let sum = |place| {
                         (1..ranks).fold(value(0, round, place), |sum, rank| {
                             sum + value(rank, round, place)
@@ -204,12 +222,49 @@ mod tests {
     }
 
     #[test]
+    fn a_sum_is_normalised_and_counts_once() {
+        let (rows, width) = (3, 50);
+        let all = |f: &dyn Fn(usize) -> f32| (0..rows * width).map(f).collect::<Vec<f32>>();
+        let made = on_ranks(4, |mut comm| {
+            let mut ops = Reference;
+            let weight = norm_weight(&mut ops, width);
+            let (norm, shape) = ((&weight, 1e-5), (rows, width));
+            let own = comm.rank;
+            let (mut x, mut residual) = (all(&|at| value(own, 0, at)), all(&|at| value(9, 1, at)));
+            let done = comm.all_reduce_add_rms_norm(
+                &mut ops,
+                &mut residual,
+                norm,
+                shape,
+                &mut x,
+                Purpose::Base,
+            );
+            done.unwrap();
+            (residual, x, Arc::clone(&comm.group.counts))
+        });
+        let mut ops = Reference;
+        let weight = norm_weight(&mut ops, width);
+        let mut x = all(&|at| (1..4).fold(value(0, 0, at), |sum, rank| sum + value(rank, 0, at)));
+        let mut residual = all(&|at| value(9, 1, at));
+        ops.add_rms_norm(&mut residual, &weight, 1e-5, rows, &mut x).unwrap();
+        assert!(made.iter().all(|made| (&made.0, &made.1) == (&residual, &x)));
+        assert_eq!(made[0].2.get(Purpose::Base), 1);
+    }
+
+    fn norm_weight(ops: &mut Reference, width: usize) -> <Reference as Ops>::Weight {
+        let bytes: Vec<u8> = (0..width).flat_map(|at| (at as f32 * 0.1).to_le_bytes()).collect();
+        let (dtype, stride) = (DType::F32, width);
+        let view = WeightView { dtype, rows: 1, cols: width, stride, bytes: &bytes };
+        ops.weight(&[view], dtype).unwrap()
+    }
+
+    #[test]
     fn many_rounds_never_mix() {
         on_ranks(4, |mut comm| {
             let mut whole = vec![0.0; 4 * 3];
             for round in 0..2000 {
                 let part = vec![value(comm.rank, round, 0); 3];
-                comm.all_gather(&part, &mut whole, 3, Purpose::Base).unwrap();
+                all_gather(&mut comm, &part, &mut whole, Purpose::Base);
                 let expected = (0..4).flat_map(|rank| [value(rank, round, 0); 3]);
                 assert!(whole.iter().copied().eq(expected), "round {round}");
             }
@@ -220,9 +275,9 @@ mod tests {
     fn a_collective_counts_once_and_under_its_purpose() {
         let counts = on_ranks(4, |mut comm| {
             let (part, mut whole) = (vec![1.0; 5], vec![0.0; 20]);
-            comm.all_gather(&part, &mut whole, 5, Purpose::Lora).unwrap();
-            comm.all_reduce_sum(&mut whole, 20, Purpose::Base).unwrap();
-            comm.all_reduce_sum(&mut whole, 3, Purpose::Base).unwrap();
+            all_gather(&mut comm, &part, &mut whole, Purpose::Lora);
+            all_reduce(&mut comm, &mut whole, 20).unwrap();
+            all_reduce(&mut comm, &mut whole, 3).unwrap();
             Arc::clone(&comm.group.counts)
         });
         assert_eq!((counts[0].get(Purpose::Base), counts[0].get(Purpose::Lora)), (2, 1));
@@ -232,11 +287,11 @@ mod tests {
     fn peers_of_a_rank_that_leaves_are_released() {
         let results = on_ranks(3, |mut comm| {
             let mut buf = vec![1.0; 10];
-            comm.all_reduce_sum(&mut buf, 10, Purpose::Base).unwrap();
+            all_reduce(&mut comm, &mut buf, 10).unwrap();
             if comm.rank == 1 {
                 return Ok(());
             }
-            comm.all_reduce_sum(&mut buf, 10, Purpose::Base)
+            all_reduce(&mut comm, &mut buf, 10)
         });
         assert!(matches!(results[0], Err(CommError::PeerLost)), "{results:?}");
         assert!(matches!(results[2], Err(CommError::PeerLost)), "{results:?}");
@@ -246,9 +301,9 @@ mod tests {
     fn nobody_waits_for_ever() {
         let mut group = ThreadComm::group(2, Duration::from_millis(20), &Arc::default());
         let mut buf = vec![1.0];
-        let first = group[0].all_reduce_sum(&mut buf, 1, Purpose::Base);
+        let first = all_reduce(&mut group[0], &mut buf, 1);
         assert!(matches!(first, Err(CommError::Timeout { .. })), "{first:?}");
-        let late = group[1].all_reduce_sum(&mut buf, 1, Purpose::Base);
+        let late = all_reduce(&mut group[1], &mut buf, 1);
         assert!(matches!(late, Err(CommError::PeerLost)), "{late:?}");
     }
 }

@@ -44,8 +44,8 @@ impl<O: Ops> Attention<O> {
         })
     }
 
-    /// Replaces `act.hidden` by what its rows attend to.
-    pub fn forward<C: Comm<O::Buf>>(
+    /// Replaces `act.hidden` by what its rows attend to, this rank's part of it.
+    pub fn forward<C: Comm<O>>(
         &mut self,
         pass: &mut Pass<'_, O, C>,
         act: &mut Activations<O>,

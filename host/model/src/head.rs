@@ -1,7 +1,5 @@
 //! From the residual stream to answers: the final norm, the LM head and sampling.
 
-use std::ops::Range;
-
 use collective::comm::Comm;
 use contract::counts::Purpose;
 use contract::step::{Answer, Batch};
@@ -16,10 +14,9 @@ use crate::vocabulary::Vocabulary;
 pub struct Head<O: Ops> {
     norm: O::Weight,
     eps: f32,
-    pub hidden: usize,
     vocab: usize,
     chunk_rows: usize,
-    /// Rows of the residual stream that queries ask about.
+    /// Normalised rows that queries ask about.
     picked: O::Buf,
     /// Logits of this rank's tokens, and of all ranks' one after the other.
     part: O::Buf,
@@ -34,7 +31,6 @@ impl<O: Ops> Head<O> {
         Ok(Self {
             norm: loader.norm(&config.final_norm())?,
             eps: config.norm_eps,
-            hidden: config.shape.hidden,
             vocab: config.shape.vocab,
             chunk_rows,
             picked: loader.ops.buf(chunk_rows * config.shape.hidden, Precision::Activation)?,
@@ -43,21 +39,30 @@ impl<O: Ops> Head<O> {
         })
     }
 
-    /// Starts on the first chunk of queries: what a step launches before anything is read back.
-    pub fn start<C: Comm<O::Buf>>(
-        &mut self,
+    /// Adds what the last block left to the residual stream, and normalises that into `act.hidden`.
+    pub fn norm<C: Comm<O>>(
+        &self,
         pass: &mut Pass<'_, O, C>,
         act: &mut Activations<O>,
+    ) -> Result<()> {
+        pass.add_norm(act, &self.norm, self.eps)
+    }
+
+    /// Starts on the first chunk of queries: what a step launches before anything is read back.
+    pub fn start<C: Comm<O>>(
+        &mut self,
+        pass: &mut Pass<'_, O, C>,
+        act: &Activations<O>,
         vocabulary: &Vocabulary<O>,
     ) -> Result<()> {
         self.launch(pass, act, vocabulary, 0)
     }
 
     /// Launches all other chunks: nothing is read back, as tokens are all that is asked.
-    pub fn rest<C: Comm<O::Buf>>(
+    pub fn rest<C: Comm<O>>(
         &mut self,
         pass: &mut Pass<'_, O, C>,
-        act: &mut Activations<O>,
+        act: &Activations<O>,
         vocabulary: &Vocabulary<O>,
         queries: usize,
     ) -> Result<()> {
@@ -66,10 +71,10 @@ impl<O: Ops> Head<O> {
     }
 
     /// Answers all queries on the first rank, on the others nothing; the first chunk is under way.
-    pub fn answer<C: Comm<O::Buf>>(
+    pub fn answer<C: Comm<O>>(
         &mut self,
         pass: &mut Pass<'_, O, C>,
-        act: &mut Activations<O>,
+        act: &Activations<O>,
         vocabulary: &Vocabulary<O>,
         batch: &Batch,
     ) -> Result<Vec<Answer>> {
@@ -88,10 +93,10 @@ impl<O: Ops> Head<O> {
     }
 
     /// Logits for the chunk of queries from `first` on, and what is chosen from them.
-    fn launch<C: Comm<O::Buf>>(
+    fn launch<C: Comm<O>>(
         &mut self,
         pass: &mut Pass<'_, O, C>,
-        act: &mut Activations<O>,
+        act: &Activations<O>,
         vocabulary: &Vocabulary<O>,
         first: usize,
     ) -> Result<()> {
@@ -99,8 +104,9 @@ impl<O: Ops> Head<O> {
         if layout.rows == 0 {
             return Ok(());
         }
-        self.pick(pass, act, first..first + layout.rows)?;
-        vocabulary.logits(pass.ops, &act.hidden, layout.rows, &mut self.part)?;
+        let (asked, rows) = (first..first + layout.rows, layout.rows);
+        pass.ops.pick_rows(&act.hidden, act.width, pass.step, asked, &mut self.picked)?;
+        vocabulary.logits(pass.ops, &self.picked, rows, &mut self.part)?;
         self.gather(pass, layout.rows * layout.part_width)?;
         // On every rank, as all of them need what is drawn for the next step: equal logits are
         // chosen from equally.
@@ -108,7 +114,7 @@ impl<O: Ops> Head<O> {
         Ok(pass.ops.choose(logits, &layout, pass.step, first)?)
     }
 
-    fn layout<C: Comm<O::Buf>>(
+    fn layout<C: Comm<O>>(
         &self,
         pass: &Pass<'_, O, C>,
         vocabulary: &Vocabulary<O>,
@@ -122,23 +128,7 @@ impl<O: Ops> Head<O> {
         }
     }
 
-    /// Normalises the rows that the queries `picked` ask about into `act.hidden`.
-    fn pick<C: Comm<O::Buf>>(
-        &mut self,
-        pass: &mut Pass<'_, O, C>,
-        act: &mut Activations<O>,
-        picked: Range<usize>,
-    ) -> Result<()> {
-        let (rows, residual) = (picked.len(), &act.residual);
-        pass.ops.pick_rows(residual, self.hidden, pass.step, picked, &mut self.picked)?;
-        Ok(pass.ops.rms_norm(&self.picked, &self.norm, self.eps, rows, &mut act.hidden)?)
-    }
-
-    fn gather<C: Comm<O::Buf>>(
-        &mut self,
-        pass: &mut Pass<'_, O, C>,
-        elements: usize,
-    ) -> Result<()> {
+    fn gather<C: Comm<O>>(&mut self, pass: &mut Pass<'_, O, C>, elements: usize) -> Result<()> {
         if pass.comm.ranks() > 1 {
             pass.comm.all_gather(&self.part, &mut self.whole, elements, Purpose::Base)?;
         }

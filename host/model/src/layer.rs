@@ -33,9 +33,9 @@ impl<O: Ops> Layer<O> {
     }
 
     /// Adds what the block before left in `act.hidden` to the residual stream, and leaves there
-    /// what this one adds to it: a sum and the norm that follows it are one operation. Nothing is
-    /// left to add before the `first` block.
-    pub fn forward<C: Comm<O::Buf>>(
+    /// this rank's part of what this one adds to it: the sum over ranks, the residual and the norm
+    /// that follows are one operation. Nothing is left to add before the `first` block.
+    pub fn forward<C: Comm<O>>(
         &mut self,
         pass: &mut Pass<'_, O, C>,
         act: &mut Activations<O>,
@@ -44,13 +44,10 @@ impl<O: Ops> Layer<O> {
         let (rows, eps, norm) = (pass.rows, self.eps, &self.attention_norm);
         match first {
             true => pass.ops.rms_norm(&act.residual, norm, eps, rows, &mut act.hidden)?,
-            false => {
-                pass.ops.add_rms_norm(&mut act.residual, norm, eps, rows, &mut act.hidden)?;
-            }
+            false => pass.add_norm(act, norm, eps)?,
         }
         self.attention.forward(pass, act)?;
-        let norm = &self.mlp_norm;
-        pass.ops.add_rms_norm(&mut act.residual, norm, eps, rows, &mut act.hidden)?;
+        pass.add_norm(act, &self.mlp_norm, eps)?;
         self.mlp.forward(pass, act)
     }
 

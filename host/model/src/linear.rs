@@ -2,11 +2,11 @@
 //! included.
 //!
 //! An adapter's local pair is cut like the layer it adds to, so it adds no collective: a column
-//! needs none, and in a row both partial sums go through the same all-reduce.
+//! needs none, and in a row both partial sums go through the same all-reduce, which the residual
+//! stream and the next norm are a part of ([`Pass::add_norm`]).
 
 use collective::comm::Comm;
 use contract::base::{Parallel, Projection};
-use contract::counts::Purpose;
 use kernels::ops::Ops;
 
 use crate::error::Result;
@@ -37,7 +37,7 @@ impl<O: Ops> ColumnLinear<O> {
     }
 
     /// `y = x weight^T + bias + adapters`, this rank's columns.
-    pub fn forward<C: Comm<O::Buf>>(
+    pub fn forward<C: Comm<O>>(
         &self,
         pass: &mut Pass<'_, O, C>,
         x: &O::Buf,
@@ -51,7 +51,7 @@ impl<O: Ops> ColumnLinear<O> {
 impl<O: Ops> ColumnLinear<O> {
     /// [`Self::forward`] of a gate and of what it lets through, `width` columns of each, and
     /// `out = silu(gate) * up`.
-    pub fn forward_gated<C: Comm<O::Buf>>(
+    pub fn forward_gated<C: Comm<O>>(
         &self,
         pass: &mut Pass<'_, O, C>,
         x: &O::Buf,
@@ -66,13 +66,12 @@ impl<O: Ops> ColumnLinear<O> {
     }
 }
 
-/// Cut along the input: every rank has a partial sum of the whole output, and an all-reduce adds
-/// them up.
+/// Cut along the input: every rank has a partial sum of the whole output, and [`Pass::add_norm`]
+/// adds them up.
 pub struct RowLinear<O: Ops> {
     weight: O::Weight,
     /// On the first rank only, or the sum would have it once a rank.
     bias: Option<O::Weight>,
-    output: usize,
     pub lora: LoraSite<O>,
 }
 
@@ -83,24 +82,21 @@ impl<O: Ops> RowLinear<O> {
         projection: &'static [Projection; 1],
     ) -> Result<Self> {
         debug_assert!(projection[0].parallel() == Parallel::Row);
-        let (_, output) = loader.blueprint.config.shape.features(projection[0]);
         Ok(Self {
             weight: loader.linear(layer, projection)?,
             bias: if loader.rank == 0 { loader.bias(layer, projection)? } else { None },
-            output,
             lora: LoraSite::new(loader, projection)?,
         })
     }
 
-    /// `y = x weight^T + bias + adapters`, summed over all ranks.
-    pub fn forward<C: Comm<O::Buf>>(
+    /// `y = x weight^T + bias + adapters`, this rank's part of the sum.
+    pub fn forward<C: Comm<O>>(
         &self,
         pass: &mut Pass<'_, O, C>,
         x: &O::Buf,
         y: &mut O::Buf,
     ) -> Result<()> {
         self.lora.gemm(pass, x, (&self.weight, self.bias.as_ref()), y)?;
-        self.lora.exchange(pass, x, y)?;
-        Ok(pass.comm.all_reduce_sum(y, pass.rows * self.output, Purpose::Base)?)
+        self.lora.exchange(pass, x, y)
     }
 }

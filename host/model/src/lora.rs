@@ -60,7 +60,7 @@ impl<O: Ops> LoraSite<O> {
     }
 
     /// `y = x weight^T + bias`, and what pairs add for which nothing is exchanged.
-    pub fn gemm<C: Comm<O::Buf>>(
+    pub fn gemm<C: Comm<O>>(
         &self,
         pass: &mut Pass<'_, O, C>,
         x: &O::Buf,
@@ -79,7 +79,7 @@ impl<O: Ops> LoraSite<O> {
     /// The same of a gate and of what it lets through, `width` columns of each, and
     /// `out = silu(gate) * up`: where [`Self::exchanges`] says no, as adapters add to both before
     /// they meet.
-    pub fn gemm_silu_mul<C: Comm<O::Buf>>(
+    pub fn gemm_silu_mul<C: Comm<O>>(
         &self,
         pass: &mut Pass<'_, O, C>,
         x: &O::Buf,
@@ -97,13 +97,13 @@ impl<O: Ops> LoraSite<O> {
     }
 
     /// Whether pairs of the batch exchange what their rows shrink to.
-    pub fn exchanges<C: Comm<O::Buf>>(&self, pass: &Pass<'_, O, C>) -> bool {
+    pub fn exchanges<C: Comm<O>>(&self, pass: &Pass<'_, O, C>) -> bool {
         let len = |exchange| pass.ops.lora_len(&self.site, pass.step, exchange);
         pass.shrunk.is_some() && (len(Exchange::Gather) > 0 || len(Exchange::Reduce) > 0)
     }
 
     /// `y += expand(exchange(shrink(x)))` for the rows whose pairs exchange.
-    pub fn exchange<C: Comm<O::Buf>>(
+    pub fn exchange<C: Comm<O>>(
         &self,
         pass: &mut Pass<'_, O, C>,
         x: &O::Buf,

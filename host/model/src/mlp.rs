@@ -26,8 +26,8 @@ impl<O: Ops> Mlp<O> {
         })
     }
 
-    /// Replaces `act.hidden` by `down(silu(gate(hidden)) * up(hidden))`.
-    pub fn forward<C: Comm<O::Buf>>(
+    /// Replaces `act.hidden` by `down(silu(gate(hidden)) * up(hidden))`, this rank's part of it.
+    pub fn forward<C: Comm<O>>(
         &self,
         pass: &mut Pass<'_, O, C>,
         act: &mut Activations<O>,

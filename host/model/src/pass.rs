@@ -1,13 +1,14 @@
 //! What every layer needs to run a batch.
 
 use collective::comm::Comm;
+use contract::counts::Purpose;
 use kernels::ops::{Ops, Precision};
 
 use crate::error::Result;
 use crate::lora::Shrunk;
 
 /// One forward pass on one rank.
-pub struct Pass<'a, O: Ops, C: Comm<O::Buf>> {
+pub struct Pass<'a, O: Ops, C: Comm<O>> {
     pub ops: &'a mut O,
     pub comm: &'a mut C,
     pub step: &'a O::Step,
@@ -17,6 +18,23 @@ pub struct Pass<'a, O: Ops, C: Comm<O::Buf>> {
     pub shrunk: Option<&'a mut Shrunk<O>>,
     /// `[positions, head_dim]`.
     pub rope: &'a O::Weight,
+}
+
+impl<O: Ops, C: Comm<O>> Pass<'_, O, C> {
+    /// What a block ends with: the residual stream takes up the sum of what the ranks have in
+    /// `act.hidden`, and what comes next finds it there, normalised. This is the all-reduce of a
+    /// [`crate::linear::RowLinear`].
+    pub fn add_norm(
+        &mut self,
+        act: &mut Activations<O>,
+        weight: &O::Weight,
+        eps: f32,
+    ) -> Result<()> {
+        let Activations { residual, hidden, width, .. } = act;
+        let (norm, shape) = ((weight, eps), (self.rows, *width));
+        let (ops, why) = (&mut *self.ops, Purpose::Base);
+        Ok(self.comm.all_reduce_add_rms_norm(ops, residual, norm, shape, hidden, why)?)
+    }
 }
 
 /// Widths of the activations of one rank.
@@ -33,8 +51,10 @@ pub struct Widths {
 pub struct Activations<O: Ops> {
     /// The residual stream.
     pub residual: O::Buf,
-    /// A block's normalised input, and then its output.
+    /// A block's normalised input, and then this rank's part of its output.
     pub hidden: O::Buf,
+    /// Of a row of both.
+    pub width: usize,
     pub fused: O::Buf,
     pub inner: O::Buf,
 }
@@ -45,6 +65,7 @@ impl<O: Ops> Activations<O> {
         Ok(Self {
             residual: buf(widths.hidden)?,
             hidden: buf(widths.hidden)?,
+            width: widths.hidden,
             fused: buf(widths.fused)?,
             inner: buf(widths.inner)?,
         })

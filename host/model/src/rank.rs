@@ -20,7 +20,7 @@ use crate::step::Started;
 use crate::vocabulary::Vocabulary;
 
 /// One rank: its shards of the model, its heads' KV cache, its adapters' local pairs.
-pub struct Rank<O: Ops, C: Comm<O::Buf>> {
+pub struct Rank<O: Ops, C: Comm<O>> {
     pub(crate) ops: O,
     pub(crate) comm: C,
     pub(crate) vocabulary: Vocabulary<O>,
@@ -40,7 +40,7 @@ pub struct Rank<O: Ops, C: Comm<O::Buf>> {
     pub(crate) drawn: Vec<u32>,
 }
 
-impl<O: Ops, C: Comm<O::Buf>> Rank<O, C> {
+impl<O: Ops, C: Comm<O>> Rank<O, C> {
     /// Loads this rank's part of the model.
     pub fn build(mut ops: O, mut comm: C, blueprint: Blueprint<'_>) -> Result<Self> {
         let (rank, ranks) = (comm.rank(), comm.ranks());

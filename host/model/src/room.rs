@@ -54,7 +54,7 @@ pub struct Neighbours {
 pub fn blocks<O, C>(ops: &mut O, comm: &mut C, blueprint: &Blueprint<'_>) -> Result<usize>
 where
     O: Ops,
-    C: Comm<O::Buf>,
+    C: Comm<O>,
 {
     let Some(memory) = ops.memory()? else {
         return match blueprint.blocks {
@@ -105,7 +105,7 @@ impl Told {
 fn tell<O, C>(ops: &mut O, comm: &mut C, told: Told) -> Result<Vec<Told>>
 where
     O: Ops,
-    C: Comm<O::Buf>,
+    C: Comm<O>,
 {
     let ranks = comm.ranks();
     let mut part = ops.buf(TOLD, Precision::Full)?;

@@ -22,7 +22,7 @@ pub enum Started<S> {
     Answered(Vec<Answer>),
 }
 
-impl<O: Ops, C: Comm<O::Buf>> Rank<O, C> {
+impl<O: Ops, C: Comm<O>> Rank<O, C> {
     /// Launches one step. Nothing waits for the device: what the host has to answer is answered
     /// when it is asked for.
     pub fn start(&mut self, batch: &Arc<Batch>) -> Result<()> {
@@ -114,8 +114,7 @@ impl<O: Ops, C: Comm<O::Buf>> Rank<O, C> {
             for (at, layer) in layers.iter_mut().enumerate() {
                 layer.forward(&mut pass, activations, at == 0)?;
             }
-            let elements = pass.rows * head.hidden;
-            pass.ops.add(&activations.hidden, elements, &mut activations.residual)?;
+            head.norm(&mut pass, activations)?;
             head.start(&mut pass, activations, vocabulary)
         });
         comm.record(false);

@@ -46,11 +46,7 @@ impl<O: Ops> Vocabulary<O> {
     }
 
     /// The embeddings of the batch's tokens: every rank looks up its own, an all-reduce adds them.
-    pub fn embed<C: Comm<O::Buf>>(
-        &self,
-        pass: &mut Pass<'_, O, C>,
-        out: &mut O::Buf,
-    ) -> Result<()> {
+    pub fn embed<C: Comm<O>>(&self, pass: &mut Pass<'_, O, C>, out: &mut O::Buf) -> Result<()> {
         pass.ops.embed(&self.embedding, self.cut.tokens.start as u32, pass.step, out)?;
         Ok(pass.comm.all_reduce_sum(out, pass.rows * self.hidden, Purpose::Base)?)
     }

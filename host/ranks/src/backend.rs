@@ -202,7 +202,7 @@ fn build<O, C>(
 ) -> Build
 where
     O: Ops,
-    C: Comm<O::Buf> + 'static,
+    C: Comm<O> + 'static,
 {
     let source = Arc::clone(source);
     Box::new(move || {

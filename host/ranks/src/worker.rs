@@ -45,7 +45,7 @@ pub trait Work {
     fn unload(&mut self, slot: Slot);
 }
 
-impl<O: Ops, C: Comm<O::Buf>> Work for Rank<O, C> {
+impl<O: Ops, C: Comm<O>> Work for Rank<O, C> {
     fn start(&mut self, batch: &Arc<Batch>) -> Result<()> {
         Rank::start(self, batch)
     }

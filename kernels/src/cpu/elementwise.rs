@@ -27,7 +27,7 @@ pub fn pick_rows(x: &[f32], width: usize, picked: &[u32], out: &mut [f32]) {
     }
 }
 
-/// [`crate::ops::Ops::add`].
+/// The sum of [`crate::ops::Ops::add_rms_norm`].
 pub fn add(workers: &Workers, delta: &[f32], residual: &mut [f32]) {
     workers.rows(residual, 1, |start, residual| {
         workers.isa.run(Plain(|| {

@@ -132,11 +132,6 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    fn add(&mut self, delta: &Vec<f32>, elements: usize, residual: &mut Vec<f32>) -> Result<()> {
-        elementwise::add(&self.workers, delta, &mut residual[..elements]);
-        Ok(())
-    }
-
     fn add_rms_norm(
         &mut self,
         residual: &mut Vec<f32>,
@@ -146,7 +141,7 @@ impl Ops for Cpu {
         hidden: &mut Vec<f32>,
     ) -> Result<()> {
         let elements = rows * weight.vector().len();
-        self.add(hidden, elements, residual)?;
+        elementwise::add(&self.workers, hidden, &mut residual[..elements]);
         self.rms_norm(residual, weight, eps, rows, hidden)
     }
 

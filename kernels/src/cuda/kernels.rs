@@ -2,7 +2,6 @@
 
 use crate::error::Result;
 
-use super::add::AddParams;
 use super::add_rms_norm::AddRmsNormParams;
 use super::attention::{AttentionParams, TensorCores};
 use super::device::Kernel;
@@ -22,7 +21,6 @@ use super::silu_mul::SiluMulParams;
 
 /// The kernels of one element type on one device.
 pub struct Kernels {
-    pub add: Kernel<AddParams>,
     pub add_rms_norm: Kernel<AddRmsNormParams>,
     /// By lanes that hold one position (8, 16, 32), and by heads at once (1, 4).
     pub attention_rows: [[Kernel<AttentionParams>; 2]; 3],
@@ -58,7 +56,6 @@ impl Kernels {
             Ok(ByRows { one: one?, eight: eight? })
         };
         Ok(Self {
-            add: Kernel::new(programs, "add", "add")?,
             add_rms_norm: Kernel::new(programs, "add_rms_norm", "add_rms_norm")?,
             attention_rows: [
                 rows("attention_rows_8_1", "attention_rows_8_4")?,

@@ -24,7 +24,6 @@ mod index;
 mod step;
 mod embed;
 mod rms_norm;
-mod add;
 mod add_rms_norm;
 mod gemm;
 mod gemm_stream;
@@ -48,6 +47,7 @@ mod nccl;
 mod nccl_join;
 mod peer;
 mod peer_area;
+mod peer_reduce_norm;
 mod bandwidth;
 
 use std::ops::Range;
@@ -220,10 +220,6 @@ impl Ops for Cuda {
         out: &mut Buf,
     ) -> Result<()> {
         rms_norm::rms_norm(&self.device, x, weight, eps, rows, out)
-    }
-
-    fn add(&mut self, delta: &Buf, elements: usize, residual: &mut Buf) -> Result<()> {
-        add::add(&self.device, delta, elements, residual)
     }
 
     fn add_rms_norm(

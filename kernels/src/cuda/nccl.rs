@@ -13,12 +13,14 @@ use cudarc::nccl::{result, sys};
 use crate::error::{Error, Result};
 
 use super::Cuda;
+use super::add_rms_norm::add_rms_norm;
 use super::device::Device;
 use super::found::{WhyNot, whole};
 use super::link::{Link, State, Stop};
 use super::memory::Buf;
 use super::nccl_join::{self, Unheard};
 use super::status::During;
+use super::weight::Weight;
 
 /// Major, minor and patch version of the NCCL found; the oldest that takes our configuration.
 const VERSION_MIN: (i32, i32, i32) = (2, 17, 0);
@@ -271,6 +273,17 @@ impl Link for Nccl {
             // SAFETY: the buffer is this long and lives until the stream has passed.
             unsafe { result::all_reduce(at as _, at as _, elements, dtype, sum, comm, stream) }
         })
+    }
+
+    fn all_reduce_add_rms_norm(
+        &mut self,
+        residual: &mut Buf,
+        norm: (&Weight, f32),
+        rows: usize,
+        hidden: &mut Buf,
+    ) -> Result<()> {
+        self.all_reduce_sum(hidden, rows * norm.0.cols)?;
+        add_rms_norm(&self.device, residual, norm, rows, hidden)
     }
 
     fn all_gather(&mut self, part: &Buf, whole: &mut Buf, elements: usize) -> Result<()> {

@@ -37,15 +37,15 @@ macro_rules! embedded {
 }
 
 const HEADERS: &[Source] = embedded!(
-    ".cuh": "adapters", "attention", "bulk", "chain", "element", "lora", "lora_decode", "mma", "paged",
-    "params", "peer", "reduce"
+    ".cuh": "adapters", "add_norm", "attention", "bulk", "chain", "element", "lora", "lora_decode",
+    "mma", "paged", "params", "peer", "reduce"
 );
 
 const SOURCES: &[Source] = embedded!(
-    ".cu": "add", "add_rms_norm", "attention_decode", "attention_rows", "attention_tiles",
+    ".cu": "add_rms_norm", "attention_decode", "attention_rows", "attention_tiles",
     "choose", "embed", "gemm_stream", "head_norm", "lora_decode_expand", "lora_decode_shrink",
-    "lora_expand", "lora_rows", "lora_shrink", "peer_gather", "peer_reduce", "pick_rows",
-    "rms_norm", "rope_kv_store", "silu_mul"
+    "lora_expand", "lora_rows", "lora_shrink", "peer_gather", "peer_reduce", "peer_reduce_norm",
+    "pick_rows", "rms_norm", "rope_kv_store", "silu_mul"
 );
 
 /// Compiled for tensor cores, which do not multiply f32.
@@ -260,9 +260,9 @@ mod tests {
     #[test]
     fn an_architecture_that_the_compiler_does_not_know_is_named_with_both() {
         let target = Target::new((12, 1), DType::Bf16);
-        let why = uncompiled("add", &target, (12, 4), "invalid value for --gpu-architecture");
+        let why = uncompiled("embed", &target, (12, 4), "invalid value for --gpu-architecture");
         let why = why.to_string();
-        for part in ["NVRTC 12.4", "add.cu", "sm_121", "a newer one", "invalid value"] {
+        for part in ["NVRTC 12.4", "embed.cu", "sm_121", "a newer one", "invalid value"] {
             assert!(why.contains(part), "{why:?} lacks {part:?}");
         }
     }

@@ -100,11 +100,6 @@ impl Ops for Reference {
         Ok(())
     }
 
-    fn add(&mut self, delta: &Vec<f32>, elements: usize, residual: &mut Vec<f32>) -> Result<()> {
-        activation::add(delta, elements, residual);
-        Ok(())
-    }
-
     fn add_rms_norm(
         &mut self,
         residual: &mut Vec<f32>,

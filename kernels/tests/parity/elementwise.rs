@@ -14,7 +14,6 @@ pub fn check<O: Ops>(bench: &mut Bench<O>) {
         let x = bench.random.values(rows * width);
         let y = bench.random.values(rows * width);
         let picked = bench.random.shuffled(rows);
-        bench.agree(&format!("add {case}"), DType::F32, &Add(x.clone(), y.clone()));
         bench.agree(&format!("pick_rows {case}"), DType::F32, &Pick(x.clone(), width, picked));
         // Exact in every type: of a large gate, the exponential makes much of a small rounding.
         let wide: Vec<f32> = x.iter().chain(&y).map(|x| (x * 240.0).round() / 4.0).collect();
@@ -40,16 +39,6 @@ pub fn check<O: Ops>(bench: &mut Bench<O>) {
             let rotate = Rotate { qkv, heads, weights, table, positions, dtype };
             bench.agree(&format!("head_norm, rope {heads:?} x {rows}"), DType::F32, &rotate);
         }
-    }
-}
-
-struct Add(Vec<f32>, Vec<f32>);
-
-impl Case for Add {
-    fn run<O: Ops>(&self, ops: &mut O) -> Vec<f32> {
-        let (delta, mut residual) = (upload(ops, &self.0), upload(ops, &self.1));
-        ops.add(&delta, self.0.len() / 2, &mut residual).expect("add");
-        ops.read(&residual, self.0.len()).expect("the output")
     }
 }
 

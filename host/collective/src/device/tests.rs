@@ -1,5 +1,7 @@
 //! Collectives of several ranks on the GPUs that are found; one is enough.
 
+mod reduce_norm;
+
 use std::io::Write;
 use std::sync::OnceLock;
 use std::thread;

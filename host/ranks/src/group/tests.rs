@@ -8,6 +8,7 @@ use collective::threads::ThreadComm;
 use contract::adapter::{GenerationId, Kind};
 use contract::counts::Purpose;
 use contract::step::Answer;
+use kernels::cpu::Cpu;
 use model::error::{Error, Result};
 
 use super::*;
@@ -39,7 +40,7 @@ enum Fails {
 
 impl Scripted {
     fn note(&self, what: &str) {
-        let rank = Comm::<Vec<f32>>::rank(&self.comm);
+        let rank = Comm::<Cpu>::rank(&self.comm);
         self.log.lock().unwrap().push(format!("{what} {rank}"));
     }
 }
@@ -54,7 +55,7 @@ impl Work for Scripted {
             Fails::Panic => panic!("out of coffee"),
             _ => {}
         }
-        self.comm.all_reduce_sum(&mut vec![1.0], 1, Purpose::Base)?;
+        Comm::<Cpu>::all_reduce_sum(&mut self.comm, &mut vec![1.0], 1, Purpose::Base)?;
         self.note("start");
         let token = batch.tokens.first().map_or(0, |token| token + 1);
         self.started.push_back(token);
