@@ -75,6 +75,13 @@ struct AddParams {
 };
 static_assert(sizeof(AddParams) == 24, "kernels/src/cuda/add.rs has the twin");
 
+struct RoundParams {
+    const float* from;
+    Element* to;
+    u64 elements;
+};
+static_assert(sizeof(RoundParams) == 24, "kernels/src/cuda/round.rs has the twin");
+
 struct SiluMulParams {
     const Element* gate_up;  // [rows, 2 * width]
     Element* out;            // [rows, width]
@@ -176,6 +183,7 @@ struct LoraParams {
     float* h;
     u32 segment_count, targets, width, exchange;
     u32 h_stride;  // expand: floats that it keeps of one row's shrunk activations
+    u32 first;     // of the segments that this launch takes, grid y of them
 };
 static_assert(sizeof(LoraParams) == 72, "kernels/src/cuda/lora.rs has the twin");
 

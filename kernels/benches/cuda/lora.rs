@@ -29,9 +29,17 @@ const DECODE_ROWS_MAX: u32 = 64;
 const COPIES: usize = 8;
 
 /// Lora rank, and rows of each adapter in the batch: decode of different adapters, decode of one,
-/// prefill of one.
-const CASES: [(usize, &[u32]); 5] =
-    [(16, &[1; 32]), (64, &[1; 32]), (16, &[1]), (16, &[64]), (16, &[2048])];
+/// prefill of one and of several.
+const CASES: [(usize, &[u32]); 8] = [
+    (16, &[1; 32]),
+    (64, &[1; 32]),
+    (16, &[1]),
+    (16, &[64]),
+    (16, &[2048]),
+    (16, &[2048; 4]),
+    (64, &[2048; 4]),
+    (64, &[128; 16]),
+];
 
 pub fn run(cuda: &mut Cuda) -> Result<()> {
     for (name, input, targets) in SITES {

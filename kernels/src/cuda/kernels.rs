@@ -17,6 +17,7 @@ use super::pick_rows::PickRowsParams;
 use super::program::Programs;
 use super::rms_norm::RmsNormParams;
 use super::rope_kv_store::RopeKvStoreParams;
+use super::round::RoundParams;
 use super::sample::ChooseParams;
 use super::silu_mul::SiluMulParams;
 
@@ -43,6 +44,7 @@ pub struct Kernels {
     pub pick_rows: Kernel<PickRowsParams>,
     pub rms_norm: Kernel<RmsNormParams>,
     pub rope_kv_store: Kernel<RopeKvStoreParams>,
+    pub round: Kernel<RoundParams>,
     pub silu_mul: Kernel<SiluMulParams>,
 }
 
@@ -78,6 +80,7 @@ impl Kernels {
             pick_rows: Kernel::new(programs, "pick_rows", "pick_rows")?,
             rms_norm: Kernel::new(programs, "rms_norm", "rms_norm")?,
             rope_kv_store: Kernel::new(programs, "rope_kv_store", "rope_kv_store")?,
+            round: Kernel::new(programs, "round", "round_to_element")?,
             silu_mul: Kernel::new(programs, "silu_mul", "silu_mul")?,
         })
     }

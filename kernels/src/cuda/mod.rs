@@ -33,12 +33,14 @@ mod cache;
 mod rope_kv_store;
 mod attention;
 mod silu_mul;
+mod round;
 mod pick_rows;
 mod lora;
 mod lora_shrink;
 mod lora_expand;
 mod lora_decode;
 mod lora_rows;
+mod lora_long;
 mod sample;
 mod graph;
 mod idle;
@@ -344,7 +346,7 @@ impl Ops for Cuda {
         exchange: Exchange,
         h: &mut Buf,
     ) -> Result<()> {
-        lora_shrink::lora_shrink(&self.device, x, site, step, exchange, h)
+        lora_shrink::lora_shrink((&self.device, &mut self.gemm), x, site, step, exchange, h)
     }
 
     fn lora_expand(
@@ -355,7 +357,7 @@ impl Ops for Cuda {
         exchange: Exchange,
         y: &mut Buf,
     ) -> Result<()> {
-        lora_expand::lora_expand(&self.device, h, site, step, exchange, y)
+        lora_expand::lora_expand((&self.device, &mut self.gemm), h, site, step, exchange, y)
     }
 
     fn choose(
