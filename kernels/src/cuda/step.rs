@@ -344,7 +344,7 @@ mod tests {
             ..Batch::default()
         };
         assert_eq!(singles(&batch), [0, 131, 132]);
-        assert_eq!(tiles(&batch), [[1, 129], [1, 65], [1, 1]]);
+        assert_eq!(tiles(&batch), [[1, 129], [1, 1]]);
         assert_eq!(segments(&batch), [[7, 1, 130]]);
         assert_eq!(row_span(&batch)[130..], [1, 2, 3]);
         assert_eq!(spans(&batch)[1], [1, 130, 2]);
