@@ -29,7 +29,8 @@ pub fn check<O: Ops>(bench: &mut Bench<O>) {
             bench.agree(&format!("embed {case} {dtype}"), dtype, &embed);
         }
     }
-    for (queries, keys_values, dim) in [(1, 1, 2), (8, 2, 8), (6, 3, 80), (14, 2, 64)] {
+    for (queries, keys_values, dim) in [(1, 1, 2), (8, 2, 8), (6, 3, 80), (14, 2, 64), (40, 8, 128)]
+    {
         let heads = Heads { queries, keys_values, dim, scale: 1.0, window: None };
         for rows in [1, 7, 50] {
             let qkv = bench.random.values(rows * heads.fused());
