@@ -18,6 +18,13 @@ pub struct AddRmsNormParams {
 
 const _: () = assert!(size_of::<AddRmsNormParams>() == 32);
 
+/// Rows from which on they fill the device, so that how many share a multiprocessor counts for more
+/// than how soon one is done; and what a block of them takes.
+const MANY: usize = 512;
+const MANY_THREADS: u32 = 256;
+const EACH: usize = 4;
+const MANY_WIDTH_MAX: usize = EACH * MANY_THREADS as usize * 8;
+
 pub fn add_rms_norm(
     device: &Device,
     residual: &mut Buf,
@@ -33,6 +40,10 @@ pub fn add_rms_norm(
         width: to_u32(weight.cols),
         eps,
     };
-    let grid = Grid::of(rows, threads_for(weight.cols, 1024));
-    device.launch(&device.kernels.add_rms_norm, grid, &params)
+    let (kernels, width) = (&device.kernels, weight.cols);
+    if rows >= MANY && width.is_multiple_of(8) && width <= MANY_WIDTH_MAX {
+        let grid = Grid::of(rows, threads_for(width.div_ceil(EACH), MANY_THREADS));
+        return device.launch(&kernels.add_rms_norm_many, grid, &params);
+    }
+    device.launch(&kernels.add_rms_norm, Grid::of(rows, threads_for(width, 1024)), &params)
 }

@@ -9,7 +9,7 @@ use kernels::ops::{CacheShape, HeadNorm, Heads, Ops};
 use crate::bench::{Bench, Case, poisoned, upload, weight};
 
 pub fn check<O: Ops>(bench: &mut Bench<O>) {
-    for (rows, width) in [(1, 1), (3, 17), (5, 64), (2, 2048), (40, 1000)] {
+    for (rows, width) in [(1, 1), (3, 17), (5, 64), (2, 2048), (40, 1000), (600, 72), (513, 3000)] {
         let case = format!("{rows} x {width}");
         let x = bench.random.values(rows * width);
         let y = bench.random.values(rows * width);
