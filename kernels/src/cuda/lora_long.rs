@@ -358,4 +358,54 @@ mod tests {
         let Products { shrink, expand } = products(&apart).expect("even pairs");
         assert_eq!((shrink.len(), expand.len()), (2, 2));
     }
+
+    /// What the products add to two rows, whose factors start at address 0.
+    fn sums(products: &[Product], factors: &[f32], (from, to): (&[f32], usize)) -> Vec<f32> {
+        let (mut sums, width) = (vec![0.0; 2 * to], from.len() / 2);
+        for (product, of) in products.iter().flat_map(|it| (0..it.batch).map(move |of| (it, of))) {
+            let Place { factor, from: column, to: first } = product.first.after(product.step, of);
+            for (at, out) in (0..2).flat_map(|row| (0..product.outputs).map(move |out| (row, out)))
+            {
+                let factor = &factors[factor / SIXTEEN_BITS + out * product.inputs..];
+                let from = from[at * width + column..].iter().take(product.inputs);
+                sums[at * to + first + out] += from.zip(factor).map(|(a, b)| a * b).sum::<f32>();
+            }
+        }
+        sums
+    }
+
+    #[test]
+    fn products_compute_what_the_pairs_say() {
+        // The second pair follows the first in all but its blocks, the third the second entirely.
+        let blocks = [(16, 1, 1), (16, 2, 2), (16, 2, 2)];
+        let (a, b) = ([0, 1024, 1536], [2048, 2560, 2816]);
+        let pairs: Vec<_> =
+            (0..3).map(|i| pair(blocks[i], (2 * a[i], 2 * b[i]), (32 * i, 16 * i))).collect();
+        let shape = SiteShape { input: 64, targets: vec![32; 3], slots: 1 };
+        let Products { shrink, expand } = Products::new(&pairs, &shape).expect("even pairs");
+        assert_eq!((shrink.len(), expand.len()), (3, 2));
+        let small = |count: usize| (0..count).map(|i| (i * 7919 % 11) as f32 - 5.0);
+        let (factors, x): (Vec<_>, Vec<_>) = (small(3072).collect(), small(2 * 64).collect());
+        let h = sums(&shrink, &factors, (&x, 48));
+        let y = sums(&expand, &factors, (&h, 96));
+        for (i, (_, a_blocks, b_blocks)) in blocks.into_iter().enumerate() {
+            for row in 0..2 {
+                for rank in 0..16 {
+                    let inputs = 64 / a_blocks;
+                    let from = &x[row * 64 + rank / (16 / a_blocks) * inputs..][..inputs];
+                    let factor = &factors[a[i] as usize + rank * inputs..];
+                    let sum: f32 = from.iter().zip(factor).map(|(a, b)| a * b).sum();
+                    assert_eq!(h[row * 48 + 16 * i + rank], sum);
+                }
+                for out in 0..32 {
+                    let ranks = 16 / b_blocks;
+                    let block = out / (32 / b_blocks) * ranks;
+                    let from = &h[row * 48 + 16 * i + block..][..ranks];
+                    let factor = &factors[b[i] as usize + out * ranks..];
+                    let sum: f32 = from.iter().zip(factor).map(|(a, b)| a * b).sum();
+                    assert_eq!(y[row * 96 + 32 * i + out], sum);
+                }
+            }
+        }
+    }
 }
