@@ -221,6 +221,32 @@ struct LoraRowsParams {
 };
 static_assert(sizeof(LoraRowsParams) == 96, "kernels/src/cuda/lora_rows.rs has the twin");
 
+constexpr u32 GATED_SEGMENTS_MAX = 16, GATED_RANK_MAX = 64;
+
+// B of the pair of a gate, or of what it lets through.
+struct GatedPair {
+    const Element* b;  // [width, rank]
+    u32 rank;
+    u32 h;  // column of the shrunk activations
+};
+
+struct GatedSegment {
+    GatedPair pairs[2];
+    u32 row, rows;
+    u32 h;      // where its shrunk activations start
+    u32 width;  // of one row of them
+};
+static_assert(sizeof(GatedSegment) == 48, "kernels/src/cuda/lora_gated.rs has the twin");
+
+struct LoraGatedParams {
+    const float* h;
+    const Element* gate_up;  // [rows, 2 * width]
+    Element* out;            // [rows, width]
+    u32 width;
+    GatedSegment segments[GATED_SEGMENTS_MAX];
+};
+static_assert(sizeof(LoraGatedParams) == 800, "kernels/src/cuda/lora_gated.rs has the twin");
+
 // How a row's token is drawn: kernels/src/sampling/device.rs has the twin. All zeros ask for the
 // largest logit.
 struct Draw {

@@ -365,6 +365,21 @@ pub trait Ops: Send + 'static {
         y: &mut Self::Buf,
     ) -> Result<()>;
 
+    /// [`Ops::lora_expand`] of pairs without an exchange to a gate and what it lets through, `width`
+    /// columns of each, and then [`Ops::silu_mul`] of all rows. What is left in `gate_up` is the
+    /// backend's own affair.
+    fn lora_expand_silu_mul(
+        &mut self,
+        h: &Self::Buf,
+        site: &Self::Site,
+        step: &Self::Step,
+        (gate_up, width): (&mut Self::Buf, usize),
+        out: &mut Self::Buf,
+    ) -> Result<()> {
+        self.lora_expand(h, site, step, Exchange::None, gate_up)?;
+        self.silu_mul(gate_up, width, step.rows(), out)
+    }
+
     /// Starts choosing a token for every row of logits, as far as the backend does it where the
     /// logits are: the part of [`Ops::sample`] that reads nothing back.
     fn choose(

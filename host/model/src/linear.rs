@@ -63,8 +63,9 @@ impl<O: Ops> ColumnLinear<O> {
         if pass.shrunk.is_none() && self.bias.is_none() {
             return Ok(pass.ops.gemm_silu_mul(x, &self.weight, (pass.rows, width), y, out)?);
         }
-        self.forward(pass, x, y)?;
-        Ok(pass.ops.silu_mul(y, width, pass.rows, out)?)
+        self.lora.shrink(pass, x)?;
+        pass.ops.gemm(x, &self.weight, self.bias.as_ref(), pass.rows, y)?;
+        self.lora.expand_gated(pass, x, (y, width), out)
     }
 }
 

@@ -104,6 +104,27 @@ impl<O: Ops> LoraSite<O> {
         }
         Ok(())
     }
+
+    /// [`Self::expand`] to a gate and what it lets through, `width` columns of each, and then
+    /// `out = silu(gate) * up`.
+    pub fn expand_gated<C: Comm<O::Buf>>(
+        &self,
+        pass: &mut Pass<'_, O, C>,
+        x: &O::Buf,
+        (y, width): (&mut O::Buf, usize),
+        out: &mut O::Buf,
+    ) -> Result<()> {
+        let Pass { ops, step, shrunk, rows, .. } = &mut *pass;
+        let exchanged = |exchange| ops.lora_len(&self.site, step, exchange) > 0;
+        let Some(Shrunk { own, .. }) = shrunk else {
+            return Ok(ops.silu_mul(y, width, *rows, out)?);
+        };
+        if !exchanged(Exchange::Gather) && !exchanged(Exchange::Reduce) {
+            return Ok(ops.lora_expand_silu_mul(own, &self.site, step, (y, width), out)?);
+        }
+        self.expand(pass, x, y)?;
+        Ok(pass.ops.silu_mul(y, width, pass.rows, out)?)
+    }
 }
 
 /// Lora ranks of one row at one site, on one rank of the group.

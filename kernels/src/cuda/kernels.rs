@@ -11,6 +11,7 @@ use super::gemm_stream::GemmStream;
 use super::head_norm::HeadNormParams;
 use super::lora::ByRows;
 use super::lora_decode::LoraDecode;
+use super::lora_gated::LoraGated;
 use super::lora_rows::LoraRows;
 use super::peer::PeerKernels;
 use super::pick_rows::PickRowsParams;
@@ -38,6 +39,8 @@ pub struct Kernels {
     /// Not for f32.
     pub lora_decode: Option<LoraDecode>,
     pub lora_expand: ByRows,
+    /// Not for f32.
+    pub lora_gated: Option<LoraGated>,
     /// Not for f32.
     pub lora_rows: Option<LoraRows>,
     pub lora_shrink: ByRows,
@@ -76,6 +79,7 @@ impl Kernels {
             head_norm: Kernel::new(programs, "head_norm", "head_norm")?,
             lora_decode: LoraDecode::new(programs)?,
             lora_expand: by_rows("lora_expand", "lora_expand_1", "lora_expand_8")?,
+            lora_gated: LoraGated::new(programs)?,
             lora_rows: LoraRows::new(programs)?,
             lora_shrink: by_rows("lora_shrink", "lora_shrink_1", "lora_shrink_8")?,
             peer: PeerKernels::new(programs)?,

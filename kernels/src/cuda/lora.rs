@@ -212,8 +212,10 @@ impl Site {
         loaded.map_or(0, |loaded| loaded.widths[exchange as usize] as usize)
     }
 
-    pub fn products(&self, slot: Slot) -> Option<&Products> {
-        self.slots[slot.index()].as_ref()?.products.as_ref()
+    /// A slot's pairs, one a target, and what long segments launch, if they need no kernels of ours.
+    pub fn long(&self, slot: Slot) -> Option<(&[PairEntry], &Products)> {
+        let loaded = self.slots[slot.index()].as_ref()?;
+        Some((&*loaded.entries, loaded.products.as_ref()?))
     }
 
     /// The pairs with this exchange of each slot that a run of a step's segments names.

@@ -36,6 +36,19 @@ pub fn lora_expand(
     short.iter().try_for_each(|run| expand_run(device, h, (site, step, run), exchange, y))
 }
 
+/// The same where some of the long segments are `done`, of pairs without an exchange.
+pub fn expand_others(
+    (device, gemm): (&Device, &mut Gemm),
+    h: &Buf,
+    (site, step): (&Site, &Step),
+    (long, done): (&LongSegments<'_>, &LongSegments<'_>),
+    y: &mut Buf,
+) -> Result<()> {
+    long.expand((device, gemm), h, (site, step), y)?;
+    let short = step.segments.runs(|at| !long.has(at) && !done.has(at));
+    short.iter().try_for_each(|run| expand_run(device, h, (site, step, run), Exchange::None, y))
+}
+
 fn expand_run(
     device: &Device,
     h: &Buf,

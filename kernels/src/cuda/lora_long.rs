@@ -205,16 +205,18 @@ impl Rows {
 pub struct Long<'a> {
     /// Its place among the step's segments.
     at: usize,
-    row: usize,
-    rows: usize,
+    pub row: usize,
+    pub rows: usize,
     /// Where its shrunk activations start among those of the step, and how many a row has.
-    h: usize,
-    width: usize,
+    pub h: usize,
+    pub width: usize,
+    /// One a target.
+    pub pairs: &'a [PairEntry],
     products: &'a Products,
 }
 
 /// The long segments of a step.
-pub struct LongSegments<'a>(Vec<Long<'a>>);
+pub struct LongSegments<'a>(pub Vec<Long<'a>>);
 
 impl<'a> LongSegments<'a> {
     pub fn of(device: &Device, site: &'a Site, step: &Step, exchange: Exchange) -> Self {
@@ -227,11 +229,17 @@ impl<'a> LongSegments<'a> {
             end += width * segment.rows as usize;
             // A lora rank of a segment before it may have left it where no product can start.
             let long = segment.rows >= ROWS_MIN && h.is_multiple_of(UNIT);
-            let products = site.products(segment.slot).filter(|_| long)?;
+            let (pairs, products) = site.long(segment.slot).filter(|_| long)?;
             let (row, rows) = (segment.row as usize, segment.rows as usize);
-            Some(Long { at, row, rows, h, width, products })
+            Some(Long { at, row, rows, h, width, pairs, products })
         });
         Self(segments.collect())
+    }
+
+    /// Those that `which` says, and the others.
+    pub fn part(self, which: impl Fn(&Long<'a>) -> bool) -> (Self, Self) {
+        let (these, others) = self.0.into_iter().partition(which);
+        (Self(these), Self(others))
     }
 
     /// Whether the step's segment at a place is one of them.

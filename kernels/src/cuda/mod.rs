@@ -41,6 +41,7 @@ mod lora_expand;
 mod lora_decode;
 mod lora_rows;
 mod lora_long;
+mod lora_gated;
 mod sample;
 mod graph;
 mod idle;
@@ -316,7 +317,7 @@ impl Ops for Cuda {
     }
 
     fn silu_mul(&mut self, gate_up: &Buf, width: usize, rows: usize, out: &mut Buf) -> Result<()> {
-        silu_mul::silu_mul(&self.device, gate_up, width, rows, out)
+        silu_mul::silu_mul(&self.device, gate_up, width, 0..rows, out)
     }
 
     fn pick_rows(
@@ -358,6 +359,18 @@ impl Ops for Cuda {
         y: &mut Buf,
     ) -> Result<()> {
         lora_expand::lora_expand((&self.device, &mut self.gemm), h, site, step, exchange, y)
+    }
+
+    fn lora_expand_silu_mul(
+        &mut self,
+        h: &Buf,
+        site: &Site,
+        step: &Step,
+        gate_up: (&mut Buf, usize),
+        out: &mut Buf,
+    ) -> Result<()> {
+        let tools = (&*self.device, &mut self.gemm);
+        lora_gated::lora_expand_silu_mul(tools, h, (site, step), gate_up, out)
     }
 
     fn choose(

@@ -149,6 +149,10 @@ fn check_mixed<O: Ops>(bench: &mut Bench<O>, mixed: &Mixed) {
             let (x, y) = (x.clone(), y.clone());
             let lora = Lora { slots, segments, x, y, exchange, dtype, decode, targets };
             bench.agree(&format!("lora {name}, {dtype}, decode {decode}"), dtype, &lora);
+            if targets[0] == targets[1] {
+                let name = format!("gated lora {name}, {dtype}, decode {decode}");
+                bench.agree(&name, dtype, &Gated(lora));
+            }
         }
     }
 }
@@ -238,6 +242,25 @@ impl Lora {
         load(4, 3);
         (0..SLOTS.len()).for_each(|slot| load(slot, slot));
         site
+    }
+}
+
+/// Adapters of a gate and of what it lets through, and the activation behind them.
+struct Gated(Lora);
+
+impl Case for Gated {
+    fn run<O: Ops>(&self, ops: &mut O) -> Vec<f32> {
+        let lora = &self.0;
+        let (site, width) = (lora.site(ops), lora.targets[0]);
+        let step = ops.step(&lora.batch(), lora.rows() + 3).expect("a step");
+        let len = ops.lora_len(&site, &step, lora.exchange);
+        let (x, mut y) = (upload(ops, &lora.x), upload(ops, &lora.y));
+        let mut h = poisoned_as(ops, len, Precision::Full);
+        ops.lora_shrink(&x, &site, &step, lora.exchange, &mut h).expect("lora_shrink");
+        let mut out = poisoned_as(ops, lora.rows() * width, Precision::Activation);
+        let done = ops.lora_expand_silu_mul(&h, &site, &step, (&mut y, width), &mut out);
+        done.expect("lora_expand_silu_mul");
+        ops.read(&out, lora.rows() * width).expect("the output")
     }
 }
 
