@@ -1,8 +1,8 @@
 // residual += hidden, and then hidden = residual / sqrt(mean(residual^2) + eps) * weight, a block a
 // row. What a thread adds up first stays in its registers, EACH pieces of it; only of very wide
 // rows does it read the rest again. One piece is soonest done where rows are few; where there are
-// many, more of them share a multiprocessor if each has fewer threads, and one is read while another
-// adds.
+// many, more of them share a multiprocessor if each has fewer threads, and one is read while
+// another adds.
 #include "params.cuh"
 #include "reduce.cuh"
 
@@ -104,6 +104,7 @@ extern "C" __global__ void add_rms_norm(AddRmsNormParams p) {
 constexpr int THREADS_MAX = 256, BLOCKS = sizeof(Element) == 2 ? 4 : 2;
 
 // For many rows of a width that is a multiple of 8.
-extern "C" __global__ void __launch_bounds__(THREADS_MAX, BLOCKS) add_rms_norm_many(AddRmsNormParams p) {
+extern "C" __global__ void __launch_bounds__(THREADS_MAX, BLOCKS)
+    add_rms_norm_many(AddRmsNormParams p) {
     add_normalise<8, 4>(p);
 }

@@ -365,9 +365,9 @@ pub trait Ops: Send + 'static {
         y: &mut Self::Buf,
     ) -> Result<()>;
 
-    /// [`Ops::lora_expand`] of pairs without an exchange to a gate and what it lets through, `width`
-    /// columns of each, and then [`Ops::silu_mul`] of all rows. What is left in `gate_up` is the
-    /// backend's own affair.
+    /// [`Ops::lora_expand`] of pairs without an exchange to a gate and what it lets through,
+    /// `width` columns of each, and then [`Ops::silu_mul`] of all rows. What is left in `gate_up`
+    /// is the backend's own affair.
     fn lora_expand_silu_mul(
         &mut self,
         h: &Self::Buf,

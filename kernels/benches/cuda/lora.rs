@@ -82,6 +82,16 @@ fn measure(
         (factors * input * targets.len() + from) * element,
     );
     line(&format!("expand {name} {case}"), expand, (factors * outputs + to) * element);
+    if let [width, _] = *targets {
+        let mut out = activations(cuda, padded * width)?;
+        let gated = time(cuda, sites.len(), |cuda| {
+            sites.iter().try_for_each(|site| {
+                cuda.lora_expand_silu_mul(&h, site, &step, (&mut y, width), &mut out)
+            })
+        })?;
+        let bytes = (factors * outputs + rows * (outputs + width)) * element;
+        line(&format!("expand, silu_mul {name} {case}"), gated, bytes);
+    }
     Ok(())
 }
 

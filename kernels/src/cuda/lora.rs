@@ -212,7 +212,8 @@ impl Site {
         loaded.map_or(0, |loaded| loaded.widths[exchange as usize] as usize)
     }
 
-    /// A slot's pairs, one a target, and what long segments launch, if they need no kernels of ours.
+    /// A slot's pairs, one a target, and what long segments launch, if they need no kernels of
+    /// ours.
     pub fn long(&self, slot: Slot) -> Option<(&[PairEntry], &Products)> {
         let loaded = self.slots[slot.index()].as_ref()?;
         Some((&*loaded.entries, loaded.products.as_ref()?))
