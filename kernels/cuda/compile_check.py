@@ -26,6 +26,7 @@ TENSOR_CORES = {  # not compiled for f32
     "gemm_stream.cu",
     "lora_decode_expand.cu",
     "lora_decode_shrink.cu",
+    "lora_gated.cu",
     "lora_rows.cu",
 }
 HOPPER = {"gemm_stream.cu"}  # not compiled for cards before it

@@ -33,10 +33,11 @@ __device__ inline u32 warp_sum(u32 x) {
     return x;
 }
 
-// The first warp adds up, the others bring the pairs meanwhile. The whole block asks, and ends up
-// past a barrier.
-__device__ inline const Job& job_of(const LoraParams& p, u32 segment) {
+// The job of this block, whose segment is its place in y. The first warp adds up, the others bring
+// the pairs meanwhile. The whole block asks, and ends up past a barrier.
+__device__ inline const Job& own_job(const LoraParams& p) {
     __shared__ Job job;
+    const u32 segment = p.first + blockIdx.y;
     const Segment own = p.segments[segment];
     if (threadIdx.x < 32) {
         u32 start = 0, total = 0;

@@ -65,7 +65,7 @@ template <int ROWS>
 __device__ void expand(const LoraParams& p) {
     extern __shared__ __align__(16) float staged[];
     wait_for_previous();
-    const Job& job = job_of(p, blockIdx.y);
+    const Job& job = own_job(p);
     if (job.width == 0) return;
     const u32 output = blockIdx.x * THREADS + threadIdx.x;
     const Column column = find_column(p, job, output);

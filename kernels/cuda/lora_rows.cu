@@ -113,7 +113,7 @@ struct Warp {
 extern "C" __global__ void __launch_bounds__(THREADS, 1) lora_rows_shrink(LoraRowsParams p) {
     __shared__ ShrinkTile tiles[GROUPS];
     wait_for_previous();
-    const Job& job = job_of(p.lora, blockIdx.y);
+    const Job& job = own_job(p.lora);
     const u32 row = blockIdx.x * SHRINK_ROWS, first = blockIdx.z * GROUPS;
     if (row >= job.segment.rows || job.width == 0) return;
     if (threadIdx.x < GROUPS) {
@@ -244,7 +244,7 @@ __device__ inline void add_pair(const LoraRowsParams& p, const Job& job, const L
 extern "C" __global__ void __launch_bounds__(THREADS, 2) lora_rows_expand(LoraRowsParams p) {
     __shared__ __align__(16) float staged[WARPS][16][STRIDE];
     wait_for_previous();
-    const Job& job = job_of(p.lora, blockIdx.y);
+    const Job& job = own_job(p.lora);
     const u32 warp = threadIdx.x / 32, row = blockIdx.z * EXPAND_ROWS + warp * 16;
     if (row >= job.segment.rows) return;
     for (u32 tile = blockIdx.x * TILES; tile < (blockIdx.x + 1) * TILES; tile++) {

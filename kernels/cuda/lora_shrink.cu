@@ -102,7 +102,7 @@ __device__ inline void write(const LoraParams& p, const Job& job, const Tile& ti
 template <int ROWS>
 __device__ void shrink(const LoraParams& p) {
     wait_for_previous();
-    const Job& job = job_of(p, blockIdx.y);
+    const Job& job = own_job(p);
     const Tile tile = find_tile(p, job, blockIdx.x);
     if (tile.rows == 0) return;
     for (u32 row = blockIdx.z * ROWS; row < job.segment.rows; row += gridDim.z * ROWS) {

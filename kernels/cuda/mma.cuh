@@ -18,10 +18,13 @@ __device__ inline void multiply_add(float (&sum)[4], const u32 (&a)[4], u32 b0, 
 
 // Two elements of one register, the first in the lower half.
 __device__ inline u32 pair_of(float low, float high) {
-    Element a, b;
-    from_f32(a, low);
-    from_f32(b, high);
-    return a.bits | static_cast<u32>(b.bits) << 16;
+    u32 both;
+#if defined(ELEMENT_BF16)
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+#else
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+#endif
+    return both;
 }
 
 __device__ inline u32 shared_address(const void* at) {
@@ -46,10 +49,10 @@ __device__ inline void load_matrices(u32 (&to)[4], const Element* row) {
     load_matrices(to, shared_address(row));
 }
 
-__device__ inline void load_transposed(u32 (&to)[4], const Element* row) {
+__device__ inline void load_transposed(u32 (&to)[4], u32 row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(shared_address(row)));
+                 : "r"(row));
 }
 
 // 16 bytes from device to shared memory without waiting; zeros where there is nothing to copy.

@@ -68,6 +68,13 @@ struct AddRmsNormParams {
 };
 static_assert(sizeof(AddRmsNormParams) == 32, "kernels/src/cuda/add_rms_norm.rs has the twin");
 
+struct RoundParams {
+    const float* from;
+    Element* to;
+    u64 elements;
+};
+static_assert(sizeof(RoundParams) == 24, "kernels/src/cuda/round.rs has the twin");
+
 struct SiluMulParams {
     const Element* gate_up;  // [rows, 2 * width]
     Element* out;            // [rows, width]
@@ -184,6 +191,7 @@ struct LoraParams {
     float* h;
     u32 segment_count, targets, width, exchange;
     u32 h_stride;  // expand: floats that it keeps of one row's shrunk activations
+    u32 first;     // of the segments that this launch takes, grid y of them
 };
 static_assert(sizeof(LoraParams) == 72, "kernels/src/cuda/lora.rs has the twin");
 
@@ -221,6 +229,32 @@ struct LoraRowsParams {
     u32 width, shrink_tiles;
 };
 static_assert(sizeof(LoraRowsParams) == 96, "kernels/src/cuda/lora_rows.rs has the twin");
+
+constexpr u32 GATED_SEGMENTS_MAX = 16, GATED_RANK_MAX = 64;
+
+// B of the pair of a gate, or of what it lets through.
+struct GatedPair {
+    const Element* b;  // [width, rank]
+    u32 rank;
+    u32 h;  // column of the shrunk activations
+};
+
+struct GatedSegment {
+    GatedPair pairs[2];
+    u32 row, rows;
+    u32 h;      // where its shrunk activations start
+    u32 width;  // of one row of them
+};
+static_assert(sizeof(GatedSegment) == 48, "kernels/src/cuda/lora_gated.rs has the twin");
+
+struct LoraGatedParams {
+    const float* h;
+    const Element* gate_up;  // [rows, 2 * width]
+    Element* out;            // [rows, width]
+    u32 width;
+    GatedSegment segments[GATED_SEGMENTS_MAX];
+};
+static_assert(sizeof(LoraGatedParams) == 800, "kernels/src/cuda/lora_gated.rs has the twin");
 
 // How a row's token is drawn: kernels/src/sampling/device.rs has the twin. All zeros ask for the
 // largest logit.

@@ -1,69 +1,95 @@
 // Rotary position embedding (arXiv 2104.09864), rotate-half form: the pair (x, y) that lies half a
 // head apart becomes (x cos - y sin, y cos + x sin). Queries are turned where they lie, keys on
-// their way into the cache, and values go there as they are. A block takes one row; keys follow
-// queries in a fused row, so both are one run of heads.
+// their way into the cache, and values go there as they are. A block takes one row, whose queries,
+// keys and values are one run of heads. A thread takes EACH pieces of it and asks for all of them
+// first: where the row's keys go is found behind a chain of four loads.
 #include "paged.cuh"
 
+constexpr int THREADS_MAX = 128;
+
+// N pairs of one head, as they were moved.
 template <int N>
+struct Piece {
+    u32 head, i;
+    Pack<N, Element> x, y;
+
+    __device__ void fetch(const Element* row, u32 pair, u32 dim) {
+        head = pair / (dim / 2), i = pair % (dim / 2);
+        x = ::fetch<N>(row + head * dim + i);
+        y = ::fetch<N>(row + head * dim + i + dim / 2);
+    }
+};
+
+// Where a row's heads go.
 struct Row {
     const RopeKvStoreParams& p;
     Element* qkv;
     const float* angles;
-    Span span;
-    u32 position;
+    u32 slot;  // of the first key head; that of the next is behind its block
 
-    __device__ u64 place_of(u32 key_head) const {
-        u32 slot = place(p.index, span, position, p.block_tokens, p.key_heads, key_head);
-        return static_cast<u64>(slot) * p.dim;
+    // In the cache, the place of a head that is none of the queries'.
+    __device__ Element* kept(u32 head) const {
+        const bool value = head >= p.key_heads;
+        const u32 own = slot + (value ? head - p.key_heads : head) * p.block_tokens;
+        return (value ? p.values : p.keys) + static_cast<u64>(own) * p.dim;
     }
 
-    // The N pairs from `pair` on, of query and key heads one behind the other.
-    __device__ void turn(u32 pair) const {
-        const u32 half = p.dim / 2, head = pair / half, i = pair % half;
-        const Element* from = qkv + head * p.dim + i;
-        float x[N], y[N], cos[N], sin[N], low[N], high[N];
-        load(x, from);
-        load(y, from + half);
+    template <int N>
+    __device__ void put(const Piece<N>& piece) const {
+        const u32 half = p.dim / 2;
+        float x[N], y[N];
+        widen(x, piece.x);
+        widen(y, piece.y);
+        if (piece.head < p.query_heads + p.key_heads) turn(x, y, piece.i);
+        Element* to = qkv + piece.head * p.dim;
+        if (piece.head >= p.query_heads) {
+            round_like(x, p.stands_for);
+            round_like(y, p.stands_for);
+            to = kept(piece.head - p.query_heads);
+        }
+        store(to + piece.i, x);
+        store(to + piece.i + half, y);
+    }
+
+    template <int N>
+    __device__ void turn(float (&x)[N], float (&y)[N], u32 i) const {
+        float cos[N], sin[N];
         load(cos, angles + i);
-        load(sin, angles + half + i);
+        load(sin, angles + p.dim / 2 + i);
 #pragma unroll
         for (int n = 0; n < N; n++) {
-            low[n] = x[n] * cos[n] - y[n] * sin[n];
-            high[n] = y[n] * cos[n] + x[n] * sin[n];
+            const float low = x[n] * cos[n] - y[n] * sin[n];
+            y[n] = y[n] * cos[n] + x[n] * sin[n];
+            x[n] = low;
         }
-        Element* to = qkv + head * p.dim + i;
-        if (head >= p.query_heads) {
-            round_like(low, p.stands_for);
-            round_like(high, p.stands_for);
-            to = p.keys + place_of(head - p.query_heads) + i;
-        }
-        store(to, low);
-        store(to + half, high);
-    }
-
-    // The N values from `i` on.
-    __device__ void keep(u32 i) const {
-        float value[N];
-        load(value, qkv + (p.query_heads + p.key_heads) * p.dim + i);
-        round_like(value, p.stands_for);
-        store(p.values + place_of(i / p.dim) + i % p.dim, value);
     }
 };
 
-template <int N>
+template <int N, int EACH>
 __device__ void turn_and_store(const RopeKvStoreParams& p) {
     wait_for_previous();
-    const u32 row = blockIdx.x, position = p.index.positions[row];
-    if (position == PADDING) return;
-    const u64 fused = static_cast<u64>(p.query_heads + 2 * p.key_heads) * p.dim;
-    const Row<N> all = {p, p.qkv + row * fused, p.table + static_cast<u64>(position) * p.dim,
-                        p.index.spans[p.index.row_span[row]], position};
-    const u32 pairs = (p.query_heads + p.key_heads) * p.dim / 2, values = p.key_heads * p.dim;
-    for (u32 i = threadIdx.x * N; i < pairs + values; i += blockDim.x * N) {
-        i < pairs ? all.turn(i) : all.keep(i - pairs);
+    const u32 heads = p.query_heads + 2 * p.key_heads, pairs = heads * p.dim / 2;
+    const u32 stride = blockDim.x * N;
+    Element* qkv = p.qkv + static_cast<u64>(blockIdx.x) * heads * p.dim;
+    const u32 position = p.index.positions[blockIdx.x], span = p.index.row_span[blockIdx.x];
+    for (u32 first = threadIdx.x * N; first < pairs; first += EACH * stride) {
+        Piece<N> pieces[EACH];
+#pragma unroll
+        for (int each = 0; each < EACH; each++) {
+            const u32 pair = first + each * stride;
+            if (pair < pairs) pieces[each].fetch(qkv, pair, p.dim);
+        }
+        if (position == PADDING) return;
+        const Row row = {
+            p, qkv, p.table + static_cast<u64>(position) * p.dim,
+            place(p.index, p.index.spans[span], position, p.block_tokens, p.key_heads, 0)};
+#pragma unroll
+        for (int each = 0; each < EACH; each++) {
+            if (first + each * stride < pairs) row.put(pieces[each]);
+        }
     }
 }
 
-extern "C" __global__ void rope_kv_store(RopeKvStoreParams p) {
-    p.dim % 16 == 0 ? turn_and_store<8>(p) : turn_and_store<1>(p);
+extern "C" __global__ void __launch_bounds__(THREADS_MAX) rope_kv_store(RopeKvStoreParams p) {
+    p.dim % 16 == 0 ? turn_and_store<8, 3>(p) : turn_and_store<1, 1>(p);
 }

@@ -288,8 +288,9 @@ pub trait Ops: Send + 'static {
         gate_up: &mut Self::Buf,
         out: &mut Self::Buf,
     ) -> Result<()> {
-        self.adapted_gemm(x, (weight, None), (site, step, h), gate_up)?;
-        self.silu_mul(gate_up, width, step.rows(), out)
+        self.lora_shrink(x, site, step, Exchange::None, h)?;
+        self.gemm(x, weight, None, step.rows(), gate_up)?;
+        self.lora_expand_silu_mul(h, site, step, (gate_up, width), out)
     }
 
     /// Normalises every query and key head of fused rows by itself.
@@ -390,6 +391,21 @@ pub trait Ops: Send + 'static {
         exchange: Exchange,
         y: &mut Self::Buf,
     ) -> Result<()>;
+
+    /// [`Ops::lora_expand`] of pairs without an exchange to a gate and what it lets through,
+    /// `width` columns of each, and then [`Ops::silu_mul`] of all rows. What is left in `gate_up`
+    /// is the backend's own affair.
+    fn lora_expand_silu_mul(
+        &mut self,
+        h: &Self::Buf,
+        site: &Self::Site,
+        step: &Self::Step,
+        (gate_up, width): (&mut Self::Buf, usize),
+        out: &mut Self::Buf,
+    ) -> Result<()> {
+        self.lora_expand(h, site, step, Exchange::None, gate_up)?;
+        self.silu_mul(gate_up, width, step.rows(), out)
+    }
 
     /// Starts choosing a token for every row of logits, as far as the backend does it where the
     /// logits are: the part of [`Ops::sample`] that reads nothing back.

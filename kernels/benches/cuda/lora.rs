@@ -29,9 +29,16 @@ const DECODE_ROWS_MAX: u32 = 64;
 const COPIES: usize = 8;
 
 /// Lora rank, and rows of each adapter in the batch: decode of different adapters, decode of one,
-/// prefill of one.
-const CASES: [(usize, &[u32]); 5] =
-    [(16, &[1; 32]), (64, &[1; 32]), (16, &[1]), (16, &[64]), (16, &[2048])];
+/// prefill of one and of several.
+const CASES: [(usize, &[u32]); 7] = [
+    (16, &[1; 32]),
+    (64, &[1; 32]),
+    (16, &[1]),
+    (16, &[64]),
+    (16, &[2048]),
+    (64, &[2048; 2]),
+    (64, &[128; 16]),
+];
 
 pub fn run(cuda: &mut Cuda) -> Result<()> {
     for (name, input, targets) in SITES {
@@ -66,9 +73,25 @@ fn measure(
         sites.iter().try_for_each(|site| cuda.lora_expand(&h, site, &step, none, &mut y))
     })?;
     let case = format!("rank {rank}, {} x {} rows", segments.len(), segments[0]);
-    let factors = segments.len() * rank * DType::Bf16.bytes();
-    line(&format!("shrink {name} {case}"), shrink, factors * input * targets.len());
-    line(&format!("expand {name} {case}"), expand, factors * outputs);
+    // Of many rows, what they shrink from and add to is more than the factors.
+    let (factors, element) = (segments.len() * rank, DType::Bf16.bytes());
+    let (from, to) = (rows * input, 2 * rows * outputs);
+    line(
+        &format!("shrink {name} {case}"),
+        shrink,
+        (factors * input * targets.len() + from) * element,
+    );
+    line(&format!("expand {name} {case}"), expand, (factors * outputs + to) * element);
+    if let [width, _] = *targets {
+        let mut out = activations(cuda, padded * width)?;
+        let gated = time(cuda, sites.len(), |cuda| {
+            sites.iter().try_for_each(|site| {
+                cuda.lora_expand_silu_mul(&h, site, &step, (&mut y, width), &mut out)
+            })
+        })?;
+        let bytes = (factors * outputs + rows * (outputs + width)) * element;
+        line(&format!("expand, silu_mul {name} {case}"), gated, bytes);
+    }
     Ok(())
 }
 

@@ -41,8 +41,8 @@ pub struct AttentionParams {
 
 const _: () = assert!(size_of::<AttentionParams>() == 136);
 
-/// Rows that `attention_tiles.cu` takes at once.
-pub const ROWS_OF_TILE: usize = 64;
+/// Rows that one entry of `attention_tiles.cu`'s work stands for.
+pub const ROWS_OF_TILE: usize = 128;
 
 /// Threads of a block of prefill, and of decode.
 const TILES_THREADS: u32 = 128;
@@ -95,10 +95,19 @@ impl TensorCores {
     }
 }
 
+/// Rows that a block of prefill takes, and positions of its tiles.
+fn tile_shape(dim: usize) -> (usize, usize) {
+    match dim {
+        0..=64 => (128, 64),
+        65..=128 => (128, 48),
+        _ => (64, 32),
+    }
+}
+
 /// The queries, and two tiles of keys and of values, in rows padded by 16 bytes.
 fn tiles_shared_bytes(dim: usize) -> usize {
-    let keys = if dim > 128 { 32 } else { 64 };
-    (ROWS_OF_TILE + 4 * keys) * (dim + 8) * 2
+    let (rows, keys) = tile_shape(dim);
+    (rows + 4 * keys) * (dim + 8) * 2
 }
 
 /// A share of every warp and head: largest score, sum of weights, sum of values.
@@ -165,7 +174,8 @@ pub fn attention(
         let by_rows = ByRows { kernel, heads_at_once, shared_bytes: 0 };
         return by_rows.launch(device, scratch, (heads, step), (params, all));
     };
-    let grid = Grid::of_3((step.tiles.count, heads.queries, 1), TILES_THREADS);
+    let parts = ROWS_OF_TILE / tile_shape(heads.dim).0;
+    let grid = Grid::of_3((step.tiles.count, heads.queries, parts), TILES_THREADS);
     let tiles = AttentionParams { work: step.tiles.address, ..params };
     device.launch(&kernels.tiles, grid.shared(tiles_shared_bytes(heads.dim)), &tiles)?;
     let shared_bytes = decode_shared_bytes(heads.dim);

@@ -20,6 +20,7 @@ use super::gemm_stream::{GemmStream, Size};
 use super::lora::Site;
 use super::lora_decode;
 use super::memory::{Buf, Memory};
+use super::round::round;
 use super::status::During;
 use super::step::Step;
 use super::weight::Weight;
@@ -39,17 +40,43 @@ const WORDS: usize = 1024;
 /// Plans kept at most. Decode meets few row counts, prefill any; when full, all are forgotten.
 const PLANS_MAX: usize = 4096;
 
-/// What a plan is made for.
+/// Bytes at whose multiples weights and activations start, and cuBLASLt's own default.
+const ALIGNMENT: u32 = 256;
+
+/// What a plan is made for: a product, or several of one shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Shape {
-    rows: usize,
-    inputs: usize,
-    outputs: usize,
+pub struct Shape {
+    pub rows: usize,
+    pub inputs: usize,
+    pub outputs: usize,
+    /// How many there are.
+    pub batch: usize,
+    pub x_stride: Stride,
+    pub weight_stride: Stride,
+    pub out_stride: Stride,
     /// Of `x` and the weight.
-    held: DType,
+    pub held: DType,
     /// Of `out` and the bias.
-    out: DType,
-    bias: bool,
+    pub out: DType,
+    pub bias: bool,
+    /// Whether it is added to what `out` holds.
+    pub adds: bool,
+    /// Bytes at whose multiples all operands start.
+    pub alignment: u32,
+}
+
+/// Elements from one row of an operand to the next, and from one product of a batch to the next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Stride {
+    pub row: usize,
+    pub matrix: usize,
+}
+
+impl Stride {
+    /// Of an operand whose rows lie close together.
+    fn dense(row: usize) -> Self {
+        Self { row, matrix: 0 }
+    }
 }
 
 /// The operands of one product.
@@ -67,6 +94,8 @@ pub struct Gemm {
     /// Where products hear that their adapters' input is there (`chain.cuh`), each in its turn.
     words: Memory,
     turn: usize,
+    /// An operand that was f32. It grows when a product needs more.
+    rounded: Memory,
     handle: sys::cublasLtHandle_t,
 }
 
@@ -78,7 +107,8 @@ impl Gemm {
         let workspace = Memory::zeroed(&device.stream, WORKSPACE_BYTES, "a workspace")?;
         let handle = result::create_handle().during("creating its handle")?;
         let words = Memory::zeroed(&device.stream, WORDS * WORD_BYTES, "a workspace")?;
-        Ok(Self { plans: HashMap::new(), workspace, words, turn: 0, handle })
+        let rounded = Memory::zeroed(&device.stream, 0, "an operand")?;
+        Ok(Self { plans: HashMap::new(), workspace, words, turn: 0, rounded, handle })
     }
 
     pub fn run(&mut self, device: &Device, rows: usize, mut operands: Operands<'_>) -> Result<()> {
@@ -87,20 +117,38 @@ impl Gemm {
         if rows == 0 || outputs == 0 || self.stream(device, (rows, 1), &mut operands, None)? {
             return Ok(());
         }
-        let shape = Shape { rows, inputs, outputs, held: device.dtype, out, bias: bias.is_some() };
+        let shape = Shape {
+            rows,
+            inputs,
+            outputs,
+            batch: 1,
+            x_stride: Stride::dense(inputs),
+            weight_stride: Stride::dense(inputs),
+            out_stride: Stride::dense(outputs),
+            held: device.dtype,
+            out,
+            bias: bias.is_some(),
+            adds: false,
+            alignment: ALIGNMENT,
+        };
         let addresses = operands.addresses(device, (rows, outputs));
+        self.launch(device, &shape, &addresses)
+    }
+
+    /// A product of cuBLASLt; the plan is made where this shape was not met before.
+    pub fn launch(&mut self, device: &Device, shape: &Shape, addresses: &Addresses) -> Result<()> {
         device.context.bind_to_thread().during("binding its context")?;
         if self.plans.len() >= PLANS_MAX {
             self.plans.clear();
         }
-        let plan = match self.plans.entry(shape) {
+        let plan = match self.plans.entry(*shape) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(new) => {
                 let what = format!("planning {shape:?}");
-                new.insert(Plan::new(self.handle, &shape, WORKSPACE_BYTES).during(&what)?)
+                new.insert(Plan::new(self.handle, shape, WORKSPACE_BYTES).during(&what)?)
             }
         };
-        let launched = plan.launch(self.handle, &device.stream, &self.workspace, &addresses);
+        let launched = plan.launch(self.handle, &device.stream, &self.workspace, addresses);
         launched.during("launching a product")
     }
 
@@ -142,6 +190,16 @@ impl Gemm {
         lora_decode::shrink(device, operands.x, (site, step), h, Some(told))?;
         let adapters = Adapters { site, step, h: &*h, told };
         self.stream(device, (rows, parts), operands, Some(&adapters))
+    }
+
+    /// f32 values in the type that products take; they are there until the next call.
+    pub fn round(&mut self, device: &Device, from: u64, elements: usize) -> Result<u64> {
+        let bytes = elements * device.dtype.bytes();
+        if self.rounded.bytes() < bytes {
+            self.rounded = Memory::zeroed(&device.stream, bytes.next_power_of_two(), "an operand")?;
+        }
+        round(device, from, elements, self.rounded.address())?;
+        Ok(self.rounded.address())
     }
 }
 

@@ -10,12 +10,14 @@ use super::gemm_stream::GemmStream;
 use super::head_norm::HeadNormParams;
 use super::lora::ByRows;
 use super::lora_decode::LoraDecode;
+use super::lora_gated::LoraGated;
 use super::lora_rows::LoraRows;
 use super::peer::PeerKernels;
 use super::pick_rows::PickRowsParams;
 use super::program::Programs;
 use super::rms_norm::RmsNormParams;
 use super::rope_kv_store::RopeKvStoreParams;
+use super::round::RoundParams;
 use super::sample::ChooseParams;
 use super::silu_mul::SiluMulParams;
 
@@ -35,12 +37,15 @@ pub struct Kernels {
     pub lora_decode: Option<LoraDecode>,
     pub lora_expand: ByRows,
     /// Not for f32.
+    pub lora_gated: Option<LoraGated>,
+    /// Not for f32.
     pub lora_rows: Option<LoraRows>,
     pub lora_shrink: ByRows,
     pub peer: PeerKernels,
     pub pick_rows: Kernel<PickRowsParams>,
     pub rms_norm: Kernel<RmsNormParams>,
     pub rope_kv_store: Kernel<RopeKvStoreParams>,
+    pub round: Kernel<RoundParams>,
     pub silu_mul: Kernel<SiluMulParams>,
 }
 
@@ -69,12 +74,14 @@ impl Kernels {
             head_norm: Kernel::new(programs, "head_norm", "head_norm")?,
             lora_decode: LoraDecode::new(programs)?,
             lora_expand: by_rows("lora_expand", "lora_expand_1", "lora_expand_8")?,
+            lora_gated: LoraGated::new(programs)?,
             lora_rows: LoraRows::new(programs)?,
             lora_shrink: by_rows("lora_shrink", "lora_shrink_1", "lora_shrink_8")?,
             peer: PeerKernels::new(programs)?,
             pick_rows: Kernel::new(programs, "pick_rows", "pick_rows")?,
             rms_norm: Kernel::new(programs, "rms_norm", "rms_norm")?,
             rope_kv_store: Kernel::new(programs, "rope_kv_store", "rope_kv_store")?,
+            round: Kernel::new(programs, "round", "round_to_element")?,
             silu_mul: Kernel::new(programs, "silu_mul", "silu_mul")?,
         })
     }

@@ -16,9 +16,10 @@ use crate::lora::{SiteShape, SlotPairs};
 use super::beside::COPIED_RANK_MAX;
 use super::device::{Device, Kernel, to_u32};
 use super::lora_decode::{DecodeTable, STAGED_MAX};
+use super::lora_long::Products;
 use super::lora_rows::COLUMNS;
 use super::memory::Memory;
-use super::step::Step;
+use super::step::{Run, Step};
 use super::upload::{Plain, Upload, bytes_of};
 
 #[repr(C)]
@@ -35,7 +36,7 @@ pub struct LoraParams {
     pub width: u32,
     pub exchange: u32,
     pub h_stride: u32,
-    pub padding: u32,
+    pub first: u32,
 }
 
 const _: () = assert!(size_of::<LoraParams>() == 72);
@@ -44,14 +45,14 @@ const _: () = assert!(size_of::<LoraParams>() == 72);
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 pub struct PairEntry {
-    a: u64,
-    b: u64,
+    pub a: u64,
+    pub b: u64,
     pub shrink_rank: u32,
     pub expand_rank: u32,
     pub a_blocks: u32,
-    b_blocks: u32,
-    output: u32,
-    outputs: u32,
+    pub b_blocks: u32,
+    pub output: u32,
+    pub outputs: u32,
     pub exchange: u32,
     /// Where its shrunk activations start in those of a row with the same exchange.
     pub h: u32,
@@ -96,6 +97,8 @@ pub struct Site {
 struct Loaded {
     entries: Vec<PairEntry>,
     widths: Widths,
+    /// What long segments launch, if they need no kernels of ours.
+    products: Option<Products>,
     _factors: Memory,
 }
 
@@ -125,20 +128,23 @@ impl Site {
         fits(loaded)?;
         let held = device.dtype;
         let place = |len: usize| (len * held.bytes()).next_multiple_of(ALIGNMENT);
-        let present = loaded.pairs.iter().flatten();
-        let bytes = present.map(|pair| place(pair.a.len()) + place(pair.b.len())).sum();
-        let factors = Memory::zeroed(&device.stream, bytes, "an adapter")?;
+        let present = || loaded.pairs.iter().flatten();
+        let a_bytes = present().map(|pair| place(pair.a.len())).sum::<usize>();
+        let b_bytes = present().map(|pair| place(pair.b.len())).sum::<usize>();
+        let factors = Memory::zeroed(&device.stream, a_bytes + b_bytes, "an adapter")?;
         let mut entries = vec![PairEntry::default(); self.shape.targets.len()];
-        let (mut widths, mut a, mut first) = ([0; 3], factors.address(), 0);
+        // All As come first: those of one input are rows of one matrix.
+        let (mut a, mut b) = (factors.address(), factors.address() + a_bytes as u64);
+        let (mut widths, mut first) = ([0; 3], 0);
         for ((entry, pair), outputs) in
             entries.iter_mut().zip(&loaded.pairs).zip(&self.shape.targets)
         {
             if let Some(pair) = pair {
-                let b = a + place(pair.a.len()) as u64;
                 self.bring(upload, held, &pair.a, a)?;
                 self.bring(upload, held, &pair.b, b)?;
                 *entry = PairEntry::new(&pair.shape, (a, b), first, &mut widths);
-                a = b + place(pair.b.len()) as u64;
+                a += place(pair.a.len()) as u64;
+                b += place(pair.b.len()) as u64;
             }
             first += outputs;
         }
@@ -146,7 +152,8 @@ impl Site {
         let (slot, input) = (loaded.slot, self.shape.input);
         let pairs = (&*entries, input);
         let grows = self.decode.enter(upload, &device.stream, slot.index(), pairs)?;
-        self.enter(upload, slot, Loaded { entries, widths, _factors: factors })?;
+        let products = Products::new(&entries, &self.shape);
+        self.enter(upload, slot, Loaded { entries, widths, products, _factors: factors })?;
         Ok(grows)
     }
 
@@ -198,28 +205,35 @@ impl Site {
             return if none { self.decode.len(step.rows) } else { 0 };
         }
         let segments = step.segments.entries.iter();
-        segments.map(|(slot, rows)| self.width(*slot, exchange) * *rows as usize).sum()
+        segments.map(|of| self.width(of.slot, exchange) * of.rows as usize).sum()
     }
 
-    fn width(&self, slot: Slot, exchange: Exchange) -> usize {
+    pub fn width(&self, slot: Slot, exchange: Exchange) -> usize {
         let loaded = self.slots[slot.index()].as_ref();
         loaded.map_or(0, |loaded| loaded.widths[exchange as usize] as usize)
     }
 
-    /// The pairs with this exchange of each slot that a step names.
+    /// A slot's pairs, one a target, and what long segments launch, if they need no kernels of
+    /// ours.
+    pub fn long(&self, slot: Slot) -> Option<(&[PairEntry], &Products)> {
+        let loaded = self.slots[slot.index()].as_ref()?;
+        Some((&*loaded.entries, loaded.products.as_ref()?))
+    }
+
+    /// The pairs with this exchange of each slot that a run of a step's segments names.
     pub fn pairs<'a>(
         &'a self,
-        step: &'a Step,
+        (step, run): (&'a Step, &Run),
         exchange: Exchange,
     ) -> impl Iterator<Item = impl Iterator<Item = &'a PairEntry>> {
-        step.segments.entries.iter().map(move |(slot, _)| {
-            let loaded = self.slots[slot.index()].iter();
+        step.segments.entries[run.segments.clone()].iter().map(move |segment| {
+            let loaded = self.slots[segment.slot.index()].iter();
             let entries = loaded.flat_map(|loaded| &loaded.entries);
             entries.filter(move |pair| pair.takes_part(exchange))
         })
     }
 
-    pub fn params(&self, step: &Step, exchange: Exchange) -> LoraParams {
+    pub fn params(&self, (step, run): (&Step, &Run), exchange: Exchange) -> LoraParams {
         LoraParams {
             pairs: self.pairs.address(),
             widths: self.widths.address(),
@@ -232,7 +246,7 @@ impl Site {
             width: 0,
             exchange: exchange as u32,
             h_stride: 0,
-            padding: 0,
+            first: to_u32(run.segments.start),
         }
     }
 }
@@ -240,7 +254,7 @@ impl Site {
 impl PairEntry {
     /// The entry of a pair whose factors lie at `a` and `b` and whose target starts at output
     /// column `first`; counts its shrunk columns in `widths`.
-    fn new(shape: &PairShape, (a, b): (u64, u64), first: usize, widths: &mut Widths) -> Self {
+    pub fn new(shape: &PairShape, (a, b): (u64, u64), first: usize, widths: &mut Widths) -> Self {
         let width = &mut widths[shape.exchange as usize];
         let h = *width;
         *width += to_u32(shape.shrink_rank);
@@ -284,7 +298,7 @@ impl PairEntry {
                 && columns.iter().all(|columns| columns.is_multiple_of(8))
     }
 
-    fn takes_part(&self, exchange: Exchange) -> bool {
+    pub fn takes_part(&self, exchange: Exchange) -> bool {
         self.shrink_rank > 0 && self.exchange == exchange as u32
     }
 }
@@ -314,8 +328,8 @@ fn fits(loaded: &SlotPairs<'_>) -> Result<()> {
 }
 
 /// Groups of rows of the longest segment.
-pub fn groups(step: &Step) -> usize {
-    (step.segments.rows_max as usize).div_ceil(ROWS)
+pub fn groups(run: &Run) -> usize {
+    (run.rows_max as usize).div_ceil(ROWS)
 }
 
 /// One kernel for segments of one row, and one that takes [`ROWS`] rows at a time.
@@ -325,8 +339,8 @@ pub struct ByRows {
 }
 
 impl ByRows {
-    /// The kernel for the segments of a step, and how many rows it takes.
-    pub fn of(&self, step: &Step) -> (&Kernel<LoraParams>, usize) {
-        if step.segments.rows_max == 1 { (&self.one, 1) } else { (&self.eight, ROWS) }
+    /// The kernel for a run of segments, and how many rows it takes.
+    pub fn of(&self, run: &Run) -> (&Kernel<LoraParams>, usize) {
+        if run.rows_max == 1 { (&self.one, 1) } else { (&self.eight, ROWS) }
     }
 }

@@ -9,7 +9,7 @@ use super::device::{Device, Grid, Kernel, to_u32};
 use super::lora::{LoraParams, Site};
 use super::memory::Buf;
 use super::program::Programs;
-use super::step::Step;
+use super::step::{Run, Step};
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -57,14 +57,14 @@ impl LoraRows {
     }
 }
 
-/// The kernels, if they serve this step at this site.
+/// The kernels, if they serve these segments at this site.
 pub fn serving<'a>(
     device: &'a Device,
     site: &Site,
-    step: &Step,
+    run: &Run,
     exchange: Exchange,
 ) -> Option<&'a LoraRows> {
-    let many = step.segments.rows_max >= ROWS_MIN && exchange == Exchange::None;
+    let many = run.rows_max >= ROWS_MIN && exchange == Exchange::None;
     device.kernels.lora_rows.as_ref().filter(|_| many && site.decode.even)
 }
 
@@ -73,18 +73,18 @@ impl LoraRows {
         &self,
         device: &Device,
         x: &Buf,
-        (site, step): (&Site, &Step),
+        (site, step, run): (&Site, &Step, &Run),
         h: &mut Buf,
     ) -> Result<()> {
         let lora = LoraParams {
             h: h.address(DType::F32, site.len(step, Exchange::None)),
-            ..site.params(step, Exchange::None)
+            ..site.params((step, run), Exchange::None)
         };
         let x = x.address(device.dtype, step.rows * site.shape.input);
         let params = params(lora, site, x, site.shape.input);
-        let rows = (step.segments.rows_max as usize).div_ceil(SHRINK_ROWS);
+        let rows = (run.rows_max as usize).div_ceil(SHRINK_ROWS);
         let groups = site.decode.tiles().div_ceil(SHRINK_GROUPS);
-        let grid = Grid::of_3((rows, step.segments.entries.len(), groups), THREADS);
+        let grid = Grid::of_3((rows, run.segments.len(), groups), THREADS);
         device.launch(&self.shrink, grid, &params)
     }
 
@@ -92,18 +92,18 @@ impl LoraRows {
         &self,
         device: &Device,
         h: &Buf,
-        (site, step): (&Site, &Step),
+        (site, step, run): (&Site, &Step, &Run),
         y: &mut Buf,
     ) -> Result<()> {
         let width = site.shape.output();
         let lora = LoraParams {
             y: y.address(device.dtype, step.rows * width),
             h: h.address(DType::F32, site.len(step, Exchange::None)),
-            ..site.params(step, Exchange::None)
+            ..site.params((step, run), Exchange::None)
         };
         let params = params(lora, site, 0, width);
-        let rows = (step.segments.rows_max as usize).div_ceil(EXPAND_ROWS);
-        let blocks = (width.div_ceil(COLUMNS * EXPAND_TILES), step.segments.entries.len(), rows);
+        let rows = (run.rows_max as usize).div_ceil(EXPAND_ROWS);
+        let blocks = (width.div_ceil(COLUMNS * EXPAND_TILES), run.segments.len(), rows);
         device.launch(&self.expand, Grid::of_3(blocks, THREADS), &params)
     }
 }

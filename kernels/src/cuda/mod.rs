@@ -33,12 +33,15 @@ mod cache;
 mod rope_kv_store;
 mod attention;
 mod silu_mul;
+mod round;
 mod pick_rows;
 mod lora;
 mod lora_shrink;
 mod lora_expand;
 mod lora_decode;
 mod lora_rows;
+mod lora_long;
+mod lora_gated;
 mod sample;
 mod graph;
 mod idle;
@@ -290,8 +293,9 @@ impl Ops for Cuda {
         if self.gemm.stream_adapted(&self.device, (step.rows, 2), &mut operands, adapters)? {
             return Ok(());
         }
-        self.adapted_gemm(x, (weight, None), (site, step, h), gate_up)?;
-        self.silu_mul(gate_up, width, step.rows, out)
+        self.lora_shrink(x, site, step, Exchange::None, h)?;
+        self.gemm(x, weight, None, step.rows, gate_up)?;
+        self.lora_expand_silu_mul(h, site, step, (gate_up, width), out)
     }
 
     fn head_norm(
@@ -345,7 +349,7 @@ impl Ops for Cuda {
     }
 
     fn silu_mul(&mut self, gate_up: &Buf, width: usize, rows: usize, out: &mut Buf) -> Result<()> {
-        silu_mul::silu_mul(&self.device, gate_up, width, rows, out)
+        silu_mul::silu_mul(&self.device, gate_up, width, 0..rows, out)
     }
 
     fn pick_rows(
@@ -375,7 +379,7 @@ impl Ops for Cuda {
         exchange: Exchange,
         h: &mut Buf,
     ) -> Result<()> {
-        lora_shrink::lora_shrink(&self.device, x, site, step, exchange, h)
+        lora_shrink::lora_shrink((&self.device, &mut self.gemm), x, site, step, exchange, h)
     }
 
     fn lora_expand(
@@ -386,7 +390,19 @@ impl Ops for Cuda {
         exchange: Exchange,
         y: &mut Buf,
     ) -> Result<()> {
-        lora_expand::lora_expand(&self.device, h, site, step, exchange, y)
+        lora_expand::lora_expand((&self.device, &mut self.gemm), h, site, step, exchange, y)
+    }
+
+    fn lora_expand_silu_mul(
+        &mut self,
+        h: &Buf,
+        site: &Site,
+        step: &Step,
+        gate_up: (&mut Buf, usize),
+        out: &mut Buf,
+    ) -> Result<()> {
+        let tools = (&*self.device, &mut self.gemm);
+        lora_gated::lora_expand_silu_mul(tools, h, (site, step), gate_up, out)
     }
 
     fn choose(

@@ -27,6 +27,10 @@ pub struct RopeKvStoreParams {
 
 const _: () = assert!(size_of::<RopeKvStoreParams>() == 96);
 
+/// Threads of a block at most, and pieces of a row that each asks for at once.
+const THREADS_MAX: u32 = 128;
+const EACH: usize = 3;
+
 pub fn rope_kv_store(
     device: &Device,
     qkv: &mut Buf,
@@ -47,7 +51,7 @@ pub fn rope_kv_store(
         stands_for: cache.stands_for(),
         padding: 0,
     };
-    let pieces = (heads.queries + 3 * heads.keys_values) * heads.dim / 2;
-    let grid = Grid::of(step.rows, threads_for(pieces, 512));
+    let pairs = heads.fused() / 2;
+    let grid = Grid::of(step.rows, threads_for(pairs.div_ceil(EACH), THREADS_MAX));
     device.launch(&device.kernels.rope_kv_store, grid, &params)
 }

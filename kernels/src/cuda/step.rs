@@ -1,5 +1,6 @@
 //! A batch's index data, brought to the device in one copy.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use contract::adapter::Slot;
@@ -68,7 +69,21 @@ pub struct Segments {
     pub address: u64,
     /// Of how many there are, on the device.
     pub count: u64,
-    pub entries: Vec<(Slot, u32)>,
+    pub entries: Vec<Segment>,
+}
+
+/// Consecutive rows with one adapter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    pub slot: Slot,
+    pub row: u32,
+    pub rows: u32,
+}
+
+/// Neighbouring segments that one launch serves, by their places in [`Segments::entries`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    pub segments: Range<usize>,
     pub rows_max: u32,
 }
 
@@ -184,12 +199,29 @@ fn pieces(segments: &[SegmentEntry]) -> Vec<SegmentEntry> {
 
 impl Segments {
     fn new(address: u64, count: u64, entries: &[SegmentEntry]) -> Self {
-        Self {
-            address,
-            count,
-            entries: entries.iter().map(|[slot, _, rows]| (Slot(*slot), *rows)).collect(),
-            rows_max: entries.iter().map(|[.., rows]| *rows).max().unwrap_or(0),
+        Self { address, count, entries: entries.iter().map(Segment::new).collect() }
+    }
+
+    /// The longest runs of those that `belongs` names by their places.
+    pub fn runs(&self, belongs: impl Fn(usize) -> bool) -> Vec<Run> {
+        let mut runs: Vec<Run> = Vec::new();
+        for at in (0..self.entries.len()).filter(|at| belongs(*at)) {
+            let rows = self.entries[at].rows;
+            match runs.last_mut().filter(|run| run.segments.end == at) {
+                Some(run) => {
+                    run.segments.end += 1;
+                    run.rows_max = run.rows_max.max(rows);
+                }
+                None => runs.push(Run { segments: at..at + 1, rows_max: rows }),
+            }
         }
+        runs
+    }
+}
+
+impl Segment {
+    fn new([slot, row, rows]: &SegmentEntry) -> Self {
+        Self { slot: Slot(*slot), row: *row, rows: *rows }
     }
 }
 
@@ -312,10 +344,19 @@ mod tests {
             ..Batch::default()
         };
         assert_eq!(singles(&batch), [0, 131, 132]);
-        assert_eq!(tiles(&batch), [[1, 129], [1, 65], [1, 1]]);
+        assert_eq!(tiles(&batch), [[1, 129], [1, 1]]);
         assert_eq!(segments(&batch), [[7, 1, 130]]);
         assert_eq!(row_span(&batch)[130..], [1, 2, 3]);
         assert_eq!(spans(&batch)[1], [1, 130, 2]);
+    }
+
+    #[test]
+    fn segments_that_do_not_belong_part_runs() {
+        let segments = Segments::new(0, 0, &[[0, 0, 4], [1, 4, 9], [2, 13, 300], [0, 313, 1]]);
+        let runs = segments.runs(|at| segments.entries[at].rows < 100);
+        let run = |segments, rows_max| Run { segments, rows_max };
+        assert_eq!(runs, [run(0..2, 9), run(3..4, 1)]);
+        assert_eq!(segments.runs(|_| false), []);
     }
 
     #[test]

@@ -27,6 +27,9 @@ const LENGTHS: [usize; 6] = [1, 2, 16, 17, 70, 131];
 /// Longer than a backend may care to attend to in one go.
 const LONG: usize = 2300;
 
+/// Several tiles of rows, the last ones begun, ended or full.
+const TILED: [usize; 3] = [384, 300, 257];
+
 pub fn check<O: Ops>(bench: &mut Bench<O>) {
     for (queries, keys_values, dim, window, block_tokens) in SHAPES {
         let heads = Heads { queries, keys_values, dim, scale: 0.4, window };
@@ -35,6 +38,8 @@ pub fn check<O: Ops>(bench: &mut Bench<O>) {
     }
     let heads = Heads { queries: 1, keys_values: 1, dim: 64, scale: 0.4, window: None };
     compare(bench, (heads, 16), &[LONG], &[vec![LONG - 3, 1]]);
+    let heads = Heads { queries: 4, keys_values: 2, dim: 128, scale: 0.4, window: None };
+    compare(bench, (heads, 16), &TILED, &[vec![129, 160, 200]]);
 }
 
 /// Sequences of some lengths: at once, cut into steps, and each alone.

@@ -9,7 +9,7 @@ use kernels::ops::{CacheShape, HeadNorm, Heads, Ops};
 use crate::bench::{Bench, Case, poisoned, upload, weight};
 
 pub fn check<O: Ops>(bench: &mut Bench<O>) {
-    for (rows, width) in [(1, 1), (3, 17), (5, 64), (2, 2048), (40, 1000)] {
+    for (rows, width) in [(1, 1), (3, 17), (5, 64), (2, 2048), (40, 1000), (600, 72), (513, 3000)] {
         let case = format!("{rows} x {width}");
         let x = bench.random.values(rows * width);
         let y = bench.random.values(rows * width);
@@ -28,7 +28,8 @@ pub fn check<O: Ops>(bench: &mut Bench<O>) {
             bench.agree(&format!("embed {case} {dtype}"), dtype, &embed);
         }
     }
-    for (queries, keys_values, dim) in [(1, 1, 2), (8, 2, 8), (6, 3, 80), (14, 2, 64)] {
+    for (queries, keys_values, dim) in [(1, 1, 2), (8, 2, 8), (6, 3, 80), (14, 2, 64), (40, 8, 128)]
+    {
         let heads = Heads { queries, keys_values, dim, scale: 1.0, window: None };
         for rows in [1, 7, 50] {
             let qkv = bench.random.values(rows * heads.fused());

@@ -35,19 +35,8 @@ const PARTS: usize = 3;
 const TARGETS: [usize; 2] = [96, 40];
 const INPUT: usize = 120;
 
-/// The same where targets and inputs are wide enough for tiles, and rows many enough.
-const WIDE_TARGETS: [usize; 2] = [192, 128];
-const WIDE_INPUT: usize = 1320;
-const WIDE_SLOTS: [[Option<(usize, usize, usize)>; 2]; 5] = [
-    [Some((1, 1, 1)), Some((6, 1, 2))],
-    [Some((16, 1, 1)), None],
-    [Some((12, 1, 3)), Some((64, 1, 1))],
-    [None, Some((33, 1, 1))],
-    [Some((24, 1, 3)), Some((48, 1, 2))],
-];
-const WIDE_MIX: &[Share] =
-    &[(Some(4), 150), (None, 2), (Some(0), 1), (Some(3), 17), (Some(2), 40), (Some(1), 64)];
-const SLOTS: [[Option<(usize, usize, usize)>; 2]; 5] = [
+type Slots = [[Option<(usize, usize, usize)>; 2]; 5];
+const SLOTS: Slots = [
     [Some((1, 1, 1)), Some((2, 1, 1))],
     [Some((16, 1, 1)), None],
     [Some((12, 4, 2)), Some((5, 1, 1))],
@@ -55,8 +44,59 @@ const SLOTS: [[Option<(usize, usize, usize)>; 2]; 5] = [
     [Some((24, 8, 8)), Some((8, 2, 4))],
 ];
 
+/// One mix at a site of its own.
+struct Mixed {
+    name: &'static str,
+    input: usize,
+    targets: [usize; 2],
+    slots: Slots,
+    mix: &'static [Share],
+}
+
+/// Targets and inputs that are wide enough for tiles, and rows many enough.
+const WIDE: Mixed = Mixed {
+    name: "wide",
+    input: 1320,
+    targets: [192, 128],
+    slots: [
+        [Some((1, 1, 1)), Some((6, 1, 2))],
+        [Some((16, 1, 1)), None],
+        [Some((12, 1, 3)), Some((64, 1, 1))],
+        [None, Some((33, 1, 1))],
+        [Some((24, 1, 3)), Some((48, 1, 2))],
+    ],
+    mix: &[(Some(4), 150), (None, 2), (Some(0), 1), (Some(3), 17), (Some(2), 40), (Some(1), 64)],
+};
+
+/// Segments that a GPU computes as products between others that it does not: as they are short, or
+/// a lora rank is odd (slot 3), or such a one before them leaves them where no product can start.
+const LONG: Mixed = Mixed {
+    name: "long",
+    input: 320,
+    targets: [128, 128],
+    slots: [
+        [Some((24, 1, 1)), Some((24, 1, 1))],
+        [Some((16, 1, 2)), Some((64, 1, 8))],
+        [Some((40, 1, 1)), Some((16, 2, 1))],
+        [Some((12, 1, 1)), Some((8, 1, 1))],
+        [None, Some((64, 8, 1))],
+    ],
+    mix: &[
+        (Some(2), 1),
+        (Some(0), 300),
+        (None, 70),
+        (Some(1), 256),
+        (Some(3), 270),
+        (Some(4), 257),
+        (Some(2), 290),
+        (Some(3), 1),
+        (Some(0), 259),
+        (Some(1), 40),
+    ],
+};
+
 pub fn check<O: Ops>(bench: &mut Bench<O>) {
-    check_wide(bench);
+    [WIDE, LONG].iter().for_each(|mixed| check_mixed(bench, mixed));
     for exchange in [Exchange::None, Exchange::Reduce, Exchange::Gather] {
         let slots = SLOTS.map(|pairs| {
             let mut pair = |target: usize| {
@@ -90,24 +130,29 @@ pub fn check<O: Ops>(bench: &mut Bench<O>) {
 }
 
 /// A row alone takes another way than many rows do, so it has other bits.
-fn check_wide<O: Ops>(bench: &mut Bench<O>) {
+fn check_mixed<O: Ops>(bench: &mut Bench<O>, mixed: &Mixed) {
     let exchange = Exchange::None;
-    let slots = WIDE_SLOTS.map(|pairs| {
+    let Mixed { name, input, targets, mix, .. } = *mixed;
+    let slots = mixed.slots.map(|pairs| {
         let mut pair = |target: usize| {
-            let outputs = (target, WIDE_TARGETS[target]);
-            Some(local_pair(&mut bench.random, (WIDE_INPUT, outputs), pairs[target]?, exchange))
+            let outputs = (target, targets[target]);
+            Some(local_pair(&mut bench.random, (input, outputs), pairs[target]?, exchange))
         };
         vec![pair(0), pair(1)]
     });
-    let rows: u32 = WIDE_MIX.iter().map(|(_, rows)| rows).sum();
-    let x = bench.random.values(rows as usize * WIDE_INPUT);
-    let y = bench.random.values(rows as usize * WIDE_TARGETS.iter().sum::<usize>());
+    let rows: u32 = mix.iter().map(|(_, rows)| rows).sum();
+    let x = bench.random.values(rows as usize * input);
+    let y = bench.random.values(rows as usize * targets.iter().sum::<usize>());
     for dtype in bench.dtypes() {
         for decode in [false, true] {
-            let (slots, segments) = (slots.to_vec(), WIDE_MIX.to_vec());
-            let (x, y, targets) = (x.clone(), y.clone(), WIDE_TARGETS);
+            let (slots, segments) = (slots.to_vec(), mix.to_vec());
+            let (x, y) = (x.clone(), y.clone());
             let lora = Lora { slots, segments, x, y, exchange, dtype, decode, targets };
-            bench.agree(&format!("lora wide, {dtype}, decode {decode}"), dtype, &lora);
+            bench.agree(&format!("lora {name}, {dtype}, decode {decode}"), dtype, &lora);
+            if targets[0] == targets[1] {
+                let name = format!("gated lora {name}, {dtype}, decode {decode}");
+                bench.agree(&name, dtype, &Gated(lora));
+            }
         }
     }
 }
@@ -119,7 +164,11 @@ pub fn local_pair(
     exchange: Exchange,
 ) -> LocalPair {
     // Some pairs add to a part of their target only.
-    let output = if rank == 5 && target == 1 { 8..32 } else { 0..outputs };
+    let output = match (rank, target) {
+        (5, 1) => 8..32,
+        (40, 0) => 16..80,
+        _ => 0..outputs,
+    };
     let expand_rank = if exchange == Exchange::Gather { rank * PARTS } else { rank };
     let shape =
         PairShape { input, output, shrink_rank: rank, expand_rank, a_blocks, b_blocks, exchange };
@@ -193,6 +242,25 @@ impl Lora {
         load(4, 3);
         (0..SLOTS.len()).for_each(|slot| load(slot, slot));
         site
+    }
+}
+
+/// Adapters of a gate and of what it lets through, and the activation behind them.
+struct Gated(Lora);
+
+impl Case for Gated {
+    fn run<O: Ops>(&self, ops: &mut O) -> Vec<f32> {
+        let lora = &self.0;
+        let (site, width) = (lora.site(ops), lora.targets[0]);
+        let step = ops.step(&lora.batch(), lora.rows() + 3).expect("a step");
+        let len = ops.lora_len(&site, &step, lora.exchange);
+        let (x, mut y) = (upload(ops, &lora.x), upload(ops, &lora.y));
+        let mut h = poisoned_as(ops, len, Precision::Full);
+        ops.lora_shrink(&x, &site, &step, lora.exchange, &mut h).expect("lora_shrink");
+        let mut out = poisoned_as(ops, lora.rows() * width, Precision::Activation);
+        let done = ops.lora_expand_silu_mul(&h, &site, &step, (&mut y, width), &mut out);
+        done.expect("lora_expand_silu_mul");
+        ops.read(&out, lora.rows() * width).expect("the output")
     }
 }
 

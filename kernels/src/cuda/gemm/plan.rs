@@ -1,7 +1,8 @@
 //! How cuBLASLt computes one shape: descriptors, and the algorithm that it recommends.
 //!
 //! cuBLASLt thinks in columns: row-major `out [rows, outputs]` is its `[outputs, rows]`, and so the
-//! weight is its first operand, transposed, and `x` the second.
+//! weight is its first operand, transposed, and `x` the second. What lies between the starts of two
+//! of our rows is its leading dimension.
 
 use std::ptr;
 
@@ -11,12 +12,12 @@ use cudarc::cublaslt::sys::{
     cublasComputeType_t, cublasLtEpilogue_t, cublasLtHandle_t, cublasLtMatmulAlgo_t,
     cublasLtMatmulDesc_t, cublasLtMatmulDescAttributes_t as Attribute, cublasLtMatmulPreference_t,
     cublasLtMatmulPreferenceAttributes_t as Preferred, cublasLtMatrixLayout_t,
-    cublasLtReductionScheme_t, cudaDataType,
+    cublasLtMatrixLayoutAttribute_t as Laid, cublasLtReductionScheme_t, cudaDataType,
 };
 use cudarc::driver::CudaStream;
 
 use super::super::memory::Memory;
-use super::Shape;
+use super::{Shape, Stride};
 
 /// `CUBLAS_OP_T`, which the bindings leave out.
 const TRANSPOSED: i32 = 1;
@@ -29,12 +30,17 @@ pub struct Addresses {
     pub out: u64,
 }
 
+/// What is added to the products: nothing, or what `out` held before.
+const NOTHING: f32 = 0.0;
+const BEFORE: f32 = 1.0;
+
 /// What a product of one shape needs besides its operands.
 pub struct Plan {
     product: Product,
     weight: Layout,
     x: Layout,
     out: Layout,
+    kept: f32,
     algorithm: cublasLtMatmulAlgo_t,
 }
 
@@ -45,10 +51,11 @@ impl Plan {
         workspace_bytes: usize,
     ) -> Result<Self, CublasError> {
         let product = Product::new(shape.bias)?;
-        let weight = Layout::new(shape.held, shape.inputs, shape.outputs)?;
-        let x = Layout::new(shape.held, shape.inputs, shape.rows)?;
-        let out = Layout::new(shape.out, shape.outputs, shape.rows)?;
-        let preference = Preference::new(workspace_bytes)?;
+        let Shape { rows, inputs, outputs, batch, held, .. } = *shape;
+        let weight = Layout::new(held, (outputs, inputs), (shape.weight_stride, batch))?;
+        let x = Layout::new(held, (rows, inputs), (shape.x_stride, batch))?;
+        let out = Layout::new(shape.out, (rows, outputs), (shape.out_stride, batch))?;
+        let preference = Preference::new(workspace_bytes, shape.alignment)?;
         // SAFETY: all descriptors are alive, and no operand is looked at.
         let found = unsafe {
             result::get_matmul_algo_heuristic(
@@ -61,7 +68,8 @@ impl Plan {
                 preference.0,
             )
         }?;
-        Ok(Self { product, weight, x, out, algorithm: found.algo })
+        let kept = if shape.adds { BEFORE } else { NOTHING };
+        Ok(Self { product, weight, x, out, kept, algorithm: found.algo })
     }
 
     pub fn launch(
@@ -74,7 +82,7 @@ impl Plan {
         if let Some(bias) = at.bias {
             self.product.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias)?;
         }
-        let (one, zero) = (1.0_f32, 0.0_f32);
+        let one = 1.0_f32;
         let out = at.out as *mut _;
         // SAFETY: the caller vouches for the addresses and sizes of `at`; the stream frees no
         // operand before it has passed.
@@ -83,7 +91,7 @@ impl Plan {
                 handle,
                 self.product.0,
                 (&raw const one).cast(),
-                (&raw const zero).cast(),
+                (&raw const self.kept).cast(),
                 at.weight as *const _,
                 self.weight.0,
                 at.x as *const _,
@@ -130,13 +138,29 @@ impl Drop for Product {
     }
 }
 
-/// A dense matrix whose columns, as cuBLASLt sees them, are our rows.
+/// Matrices of one shape whose columns, as cuBLASLt sees them, are our rows.
 struct Layout(cublasLtMatrixLayout_t);
 
 impl Layout {
-    fn new(dtype: DType, width: usize, rows: usize) -> Result<Self, CublasError> {
-        let (width, rows, stride) = (width as u64, rows as u64, width as i64);
-        Ok(Self(result::create_matrix_layout(data_type(dtype), width, rows, stride)?))
+    fn new(
+        dtype: DType,
+        (rows, width): (usize, usize),
+        (stride, batch): (Stride, usize),
+    ) -> Result<Self, CublasError> {
+        let (rows, width, row) = (rows as u64, width as u64, stride.row as i64);
+        let layout = Self(result::create_matrix_layout(data_type(dtype), width, rows, row)?);
+        if batch > 1 {
+            layout.set(Laid::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &(batch as i32))?;
+            let matrix = stride.matrix as i64;
+            layout.set(Laid::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &matrix)?;
+        }
+        Ok(layout)
+    }
+
+    fn set<T>(&self, attribute: Laid, value: &T) -> Result<(), CublasError> {
+        let (value, bytes) = (ptr::from_ref(value).cast(), size_of::<T>());
+        // SAFETY: the layout is alive, and the value is copied from a live reference.
+        unsafe { result::set_matrix_layout_attribute(self.0, attribute, value, bytes) }
     }
 }
 
@@ -147,16 +171,25 @@ impl Drop for Layout {
     }
 }
 
-/// What an algorithm may use: our workspace, and split sums only where they are added up in f32.
+/// What an algorithm may use: our workspace, split sums only where they are added up in f32, and no
+/// more than we know of where operands start.
 struct Preference(cublasLtMatmulPreference_t);
 
 impl Preference {
-    fn new(workspace_bytes: usize) -> Result<Self, CublasError> {
+    fn new(workspace_bytes: usize, alignment: u32) -> Result<Self, CublasError> {
         let preference = Self(result::create_matmul_pref()?);
         let workspace = Preferred::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
         preference.set(workspace, &workspace_bytes)?;
         let schemes = cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
         preference.set(Preferred::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &schemes)?;
+        for operand in [
+            Preferred::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+            Preferred::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+            Preferred::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+            Preferred::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+        ] {
+            preference.set(operand, &alignment)?;
+        }
         Ok(preference)
     }
 

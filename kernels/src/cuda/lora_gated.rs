@@ -1,0 +1,175 @@
+//! Launches `lora_gated.cu`: expand to gate and up with the activation behind it, of long segments
+//! whose pairs it has room for. All others expand, and then have their activation, as ever.
+
+use std::iter;
+use std::ops::Range;
+
+use contract::adapter::Exchange;
+use contract::tensor::DType;
+
+use crate::error::Result;
+
+use super::device::{Device, Grid, Kernel, to_u32};
+use super::gemm::Gemm;
+use super::lora::{PairEntry, Site};
+use super::lora_expand::{expand_others, lora_expand};
+use super::lora_long::{Long, LongSegments};
+use super::memory::Buf;
+use super::program::Programs;
+use super::silu_mul::silu_mul;
+use super::step::Step;
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct GatedPair {
+    b: u64,
+    rank: u32,
+    h: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct GatedSegment {
+    pairs: [GatedPair; 2],
+    row: u32,
+    rows: u32,
+    h: u32,
+    width: u32,
+}
+
+const _: () = assert!(size_of::<GatedSegment>() == 48);
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct LoraGatedParams {
+    h: u64,
+    gate_up: u64,
+    out: u64,
+    width: u32,
+    padding: u32,
+    segments: [GatedSegment; SEGMENTS_MAX],
+}
+
+const _: () = assert!(size_of::<LoraGatedParams>() == 800);
+
+/// Segments of a launch, at most.
+const SEGMENTS_MAX: usize = 16;
+
+/// Lora rank of a pair, at most: the kernel has room for no more.
+const RANK_MAX: u32 = 64;
+
+/// Threads of a block, and what it takes: rows, and tiles of columns.
+const THREADS: u32 = 256;
+const ROWS: usize = 128;
+const COLUMNS: usize = 64;
+const TILES: usize = 8;
+
+/// Bytes of both factors in shared memory: two tiles of B, in rows padded by 16 bytes.
+const SHARED_BYTES: usize = (2 * ROWS + 4 * COLUMNS) * (RANK_MAX as usize + 8) * 2;
+
+/// The kernel.
+pub struct LoraGated(Kernel<LoraGatedParams>);
+
+impl LoraGated {
+    /// `None` where it is not compiled.
+    pub fn new(programs: &Programs) -> Result<Option<Self>> {
+        let name = "lora_gated";
+        if programs.module(name).is_none() {
+            return Ok(None);
+        }
+        Ok(Some(Self(Kernel::new(programs, name, name)?.allow_shared(SHARED_BYTES)?)))
+    }
+
+    fn launch(&self, device: &Device, params: LoraGatedParams, segments: &[Long]) -> Result<()> {
+        for segments in segments.chunks(SEGMENTS_MAX) {
+            let mut params = params;
+            for (entry, long) in params.segments.iter_mut().zip(segments) {
+                *entry = GatedSegment::new(long);
+            }
+            let rows = segments.iter().map(|long| long.rows).max().unwrap_or(0);
+            let columns = (params.width as usize).div_ceil(COLUMNS * TILES);
+            let blocks = (columns, rows.div_ceil(ROWS), segments.len());
+            let grid = Grid::of_3(blocks, THREADS).shared(SHARED_BYTES);
+            device.launch(&self.0, grid, &params)?;
+        }
+        Ok(())
+    }
+}
+
+impl GatedSegment {
+    fn new(long: &Long) -> Self {
+        let pair = |i: usize| {
+            let PairEntry { b, expand_rank: rank, h, .. } = long.pairs[i];
+            GatedPair { b, rank, h }
+        };
+        Self {
+            pairs: [pair(0), pair(1)],
+            row: to_u32(long.row),
+            rows: to_u32(long.rows),
+            h: to_u32(long.h),
+            width: to_u32(long.width),
+        }
+    }
+}
+
+/// Whether the pairs of a segment add to all of gate and up, each as one block.
+fn fits(long: &Long, width: usize) -> bool {
+    let whole = |(at, pair): (usize, &PairEntry)| {
+        let columns = (pair.output as usize, pair.outputs as usize) == (at * width, width);
+        columns && pair.takes_part(Exchange::None) && pair.b_blocks == 1
+    };
+    let room = long.pairs.iter().all(|pair| pair.expand_rank <= RANK_MAX);
+    room && long.pairs.len() == 2 && long.pairs.iter().enumerate().all(whole)
+}
+
+pub fn lora_expand_silu_mul(
+    (device, gemm): (&Device, &mut Gemm),
+    h: &Buf,
+    (site, step): (&Site, &Step),
+    (gate_up, width): (&mut Buf, usize),
+    out: &mut Buf,
+) -> Result<()> {
+    let len = site.len(step, Exchange::None);
+    let serves = len > 0 && step.alike.is_none() && width.is_multiple_of(COLUMNS);
+    let Some(kernel) = device.kernels.lora_gated.as_ref().filter(|_| serves) else {
+        lora_expand((device, gemm), h, site, step, Exchange::None, gate_up)?;
+        return silu_mul(device, gate_up, width, 0..step.rows, out);
+    };
+    let long = LongSegments::of(device, site, step, Exchange::None);
+    let (gated, others) = long.part(|long| fits(long, width));
+    let params = LoraGatedParams {
+        h: h.address(DType::F32, len),
+        gate_up: gate_up.address(device.dtype, step.rows * 2 * width),
+        out: out.address(device.dtype, step.rows * width),
+        width: to_u32(width),
+        padding: 0,
+        segments: [GatedSegment::default(); SEGMENTS_MAX],
+    };
+    kernel.launch(device, params, &gated.0)?;
+    expand_others((device, gemm), h, (site, step), (&others, &gated), gate_up)?;
+    let rest = gaps(gated.0.iter().map(|long| long.row..long.row + long.rows), step.rows);
+    rest.into_iter().try_for_each(|rows| silu_mul(device, gate_up, width, rows, out))
+}
+
+/// What lies before, between and behind ranges that are in order.
+fn gaps(ranges: impl Iterator<Item = Range<usize>>, end: usize) -> Vec<Range<usize>> {
+    let mut start = 0;
+    let gaps = ranges.chain(iter::once(end..end)).map(|range| {
+        let gap = start..range.start;
+        start = range.end;
+        gap
+    });
+    gaps.filter(|gap| !gap.is_empty()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gaps_are_what_no_range_has() {
+        assert_eq!(gaps([3..5, 5..9].into_iter(), 12), [0..3, 9..12]);
+        assert_eq!(gaps(iter::once(0..4), 4), []);
+        assert_eq!(gaps(iter::once(1..2), 3), [0..1, 2..3]);
+    }
+}
