@@ -3,6 +3,13 @@
 // weights.
 #pragma once
 
+// Lets the next kernel in: a block of it is placed once all blocks of this one have said so.
+__device__ inline void let_next_in() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 // What the kernels before this one wrote may be read, and written, from here on. Every kernel calls
 // it, in every block that writes: so whoever has waited knows that all before are done. The next
 // kernel is let in first, and may be followed by more: what they read before their own wait is

@@ -166,9 +166,9 @@ struct Warp {
     }
 
     // One warp's part of a stage, two steps at a time so that one is loaded while the other is
-    // multiplied; with many rows the products of one take long enough.
+    // multiplied.
     __device__ void multiply(const Item& item) {
-        constexpr int AT_ONCE = COLUMNS < 4 ? 2 : 1;
+        constexpr int AT_ONCE = 2;
         const GemmStreamParams& p = block.p;
         const u32 weight_box = p.tile * BOX_ROW_BYTES, x_box = ROWS * BOX_ROW_BYTES;
         const u32 steps = units > 0 ? p.boxes * STEPS_OF_BOX : 0;
@@ -316,15 +316,13 @@ __device__ void gemm(const GemmStreamParams& p) {
 }
 
 // By rows of x; with adapters a block has one tile.
-#define GEMM_STREAM(ROWS, COLUMNS)                                       \
-    extern "C" __global__ void __launch_bounds__(THREADS, 1)             \
-        gemm_stream_##ROWS(const __grid_constant__ GemmStreamParams p) { \
-        gemm<COLUMNS, false>(p);                                         \
-    }                                                                    \
-    extern "C" __global__ void __launch_bounds__(ADAPTED_THREADS, 1)     \
-        gemm_adapted_##ROWS(const __grid_constant__ GemmStreamParams p) { \
-        gemm<COLUMNS, true>(p);                                          \
+#define GEMM_STREAM(NAME, COLUMNS, ADAPTED)                                             \
+    extern "C" __global__ void __launch_bounds__(ADAPTED ? ADAPTED_THREADS : THREADS, 1) \
+        NAME(const __grid_constant__ GemmStreamParams p) {                              \
+        gemm<COLUMNS, ADAPTED>(p);                                                      \
     }
 
-GEMM_STREAM(8, 1)
-GEMM_STREAM(16, 2)
+GEMM_STREAM(gemm_stream_8, 1, false)
+GEMM_STREAM(gemm_stream_16, 2, false)
+GEMM_STREAM(gemm_adapted_8, 1, true)
+GEMM_STREAM(gemm_adapted_16, 2, true)

@@ -42,6 +42,8 @@ __device__ void reduce_normalise(const PeerReduceNormParams& p) {
         const u32 rows = min(part.end - first, static_cast<u64>(at_once));
         post_rows<N>(peer, ++epoch, hidden + first * p.width, rows * p.width);
         if (!meet(peer, epoch)) return;
+        // All twins of this block are placed and wait for nothing more.
+        if (first + rows == part.end) let_next_in();
         for (u32 row = 0; row < rows; row++) {
             const u64 start = (first + row) * p.width;
             const NormRow to = {p.residual + start, p.weight, hidden + start, p.width, p.eps};

@@ -40,10 +40,9 @@ pub struct GemmStreamParams {
 
 const _: () = assert!(size_of::<GemmStreamParams>() == 512);
 
-/// Rows that each kernel takes at most, and its names without and with adapters. With more rows,
-/// cuBLASLt is faster.
-const ROWS: [(usize, [&str; 2]); 2] =
-    [(8, ["gemm_stream_8", "gemm_adapted_8"]), (16, ["gemm_stream_16", "gemm_adapted_16"])];
+/// Rows that each kernel takes at most. With more, cuBLASLt is faster.
+const PLAIN: [(usize, &str); 2] = [(8, "gemm_stream_8"), (16, "gemm_stream_16")];
+const ADAPTED: [(usize, &str); 2] = [(8, "gemm_adapted_8"), (16, "gemm_adapted_16")];
 
 /// Warps that multiply, and threads of a block with the two warps that copy; with adapters there
 /// are five warps more.
@@ -83,7 +82,13 @@ const SUMS_STRIDE: usize = 36;
 const SHARED_BYTES: usize = 200 << 10;
 
 /// The kernels by rows, without and with adapters.
-pub struct GemmStream(Vec<(usize, [Kernel<GemmStreamParams>; 2])>);
+pub struct GemmStream {
+    plain: ByRows,
+    adapted: ByRows,
+}
+
+/// Kernels, and how many rows each takes at most.
+type ByRows = Vec<(usize, Kernel<GemmStreamParams>)>;
 
 impl GemmStream {
     /// `None` where they are not compiled.
@@ -92,17 +97,19 @@ impl GemmStream {
         if programs.module(file).is_none() {
             return Ok(None);
         }
-        let kernel = |name| Kernel::new(programs, file, name)?.allow_shared(SHARED_BYTES);
-        let both = |(rows, names): (usize, [&'static str; 2])| {
-            Ok((rows, [kernel(names[0])?, kernel(names[1])?]))
+        let kernel = |(rows, name)| {
+            Ok((rows, Kernel::new(programs, file, name)?.allow_shared(SHARED_BYTES)?))
         };
-        Ok(Some(Self(ROWS.into_iter().map(both).collect::<Result<_>>()?)))
+        let plain = PLAIN.into_iter().map(kernel).collect::<Result<_>>()?;
+        let adapted = ADAPTED.into_iter().map(kernel).collect::<Result<_>>()?;
+        Ok(Some(Self { plain, adapted }))
     }
 
     /// Whether a product is one for these kernels.
     pub fn takes(device: &Device, size: &Size, adapters: Option<&Adapters<'_>>) -> bool {
         let Size { rows, inputs, .. } = *size;
-        let taken = rows > 0 && rows <= ROWS[ROWS.len() - 1].0 && inputs.is_multiple_of(BOX);
+        let rows_max = PLAIN[PLAIN.len() - 1].0;
+        let taken = rows > 0 && rows <= rows_max && inputs.is_multiple_of(BOX);
         taken
             && adapters.is_none_or(|adapters| {
                 let alone = size.weight_rows().div_ceil(UNIT * UNITS_MAX) <= device.processors;
@@ -121,8 +128,12 @@ impl GemmStream {
         adapters: Option<&Adapters<'_>>,
     ) -> Result<()> {
         let Size { rows, inputs, outputs, parts } = size;
-        let kernel = self.0.iter().find(|(most, _)| rows <= *most);
-        let (most, kernels) = kernel.expect("asked for a product of too many rows: this is a bug");
+        let (kernels, threads) = match adapters {
+            None => (&self.plain, THREADS),
+            Some(_) => (&self.adapted, ADAPTED_THREADS),
+        };
+        let kernel = kernels.iter().find(|(most, _)| rows <= *most);
+        let (most, kernel) = kernel.expect("asked for a product of too many rows: this is a bug");
         let beside = |tile| adapters.map_or(0, |adapters| adapters.shared_bytes(tile));
         let cut = Cut::new(device.processors, *most, size.weight_rows(), beside);
         let part_rows = cut.tile / parts;
@@ -146,10 +157,6 @@ impl GemmStream {
             ring: to_u32(BARRIERS_BYTES),
             sums: to_u32(cut.sums),
             padding: [0; 29],
-        };
-        let (kernel, threads) = match adapters {
-            None => (&kernels[0], THREADS),
-            Some(_) => (&kernels[1], ADAPTED_THREADS),
         };
         device.launch(kernel, Grid::of(cut.blocks, threads).shared(SHARED_BYTES), &params)
     }

@@ -31,7 +31,7 @@ const EVEN: Slots = [
 const ODD: Slots = [
     [Some((1, 1, 1)), Some((3, 1, 1))],
     [Some((12, 1, 1)), Some((6, 1, 1))],
-    [Some((40, 4, 1)), None],
+    [Some((36, 4, 1)), None],
     [None, Some((33, 1, 1))],
     [Some((7, 1, 1)), Some((20, 1, 1))],
 ];
