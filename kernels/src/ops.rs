@@ -265,7 +265,8 @@ pub trait Ops: Send + 'static {
     }
 
     /// [`Ops::gemm`] of all rows of a step, with what its adapters add where no exchange is needed:
-    /// [`Ops::lora_shrink`] and [`Ops::lora_expand`], `h` being in between. Some row has such a pair.
+    /// [`Ops::lora_shrink`] and [`Ops::lora_expand`], `h` being in between. Some row has such a
+    /// pair.
     fn adapted_gemm(
         &mut self,
         x: &Self::Buf,

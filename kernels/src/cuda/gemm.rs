@@ -32,8 +32,8 @@ pub use plan::Addresses;
 /// What NVIDIA recommends for Hopper.
 const WORKSPACE_BYTES: usize = 32 << 20;
 
-/// Bytes of a word that one kernel says to the next; and words, more than there are products at work
-/// or waiting for those before, of which a multiprocessor has room for one.
+/// Bytes of a word that one kernel says to the next; and words, more than there are products at
+/// work or waiting for those before, of which a multiprocessor has room for one.
 const WORD_BYTES: usize = 8;
 const WORDS: usize = 1024;
 
