@@ -145,3 +145,13 @@ fn a_library() -> String {
     let paths = maps.lines().filter_map(|line| line.split_whitespace().nth(5));
     paths.into_iter().find(|path| path.contains("/libgcc_s.so")).unwrap().to_owned()
 }
+
+#[test]
+fn bench_offline_says_why_it_uses_no_gpu() {
+    let small = ["--shape", "100m", "--prompt", "16", "--batch", "1", "--steps", "1"];
+    let ranks = ["--tensor", "2", "--threads", "1", "--lora", "off"];
+    let output = run(&[&["bench", "offline"], &small[..], &ranks].concat());
+    let [table, log] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+    assert!(log.contains("no GPU is used: 2 ranks get GPUs where"), "{log}");
+    assert!(table.contains("decode"), "{table}");
+}

@@ -37,7 +37,7 @@ impl Place {
         let gpu = match options.backend {
             Backend::Cpu => false,
             Backend::Cuda => true,
-            Backend::Auto => options.tensor.unwrap_or(1) == 1 && kernels::cuda::found().is_ok(),
+            Backend::Auto => finds_gpu(options.tensor.unwrap_or(1)),
         };
         if gpu {
             // Ranks that cannot be had are refused by the group, which says why.
@@ -58,6 +58,15 @@ impl Place {
             Self::Gpu { bandwidth } => Ok(bandwidth),
         }
     }
+}
+
+/// Whether the ranks get a GPU where nobody says what computes; says why if they do not.
+fn finds_gpu(ranks: usize) -> bool {
+    if ranks > 1 {
+        tracing::info!("no GPU is used: {ranks} ranks get GPUs where the backend is \"cuda\"");
+        return false;
+    }
+    kernels::cuda::found().inspect_err(|why| tracing::info!("no GPU is used: {why}")).is_ok()
 }
 
 /// Random weights.
