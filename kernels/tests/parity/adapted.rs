@@ -8,14 +8,11 @@ use crate::lora::{Lora, Share, local_pair};
 
 /// Inputs, and outputs of two targets: some are copied in slices, some are not cut for that, and
 /// some go round a GPU's rings and share tiles. Where both are alike, they may be gated.
-const SITES: [(usize, [usize; 2]); 6] = [
-    (128, [96, 40]),
-    (64, [104, 104]),
-    (192, [37, 11]),
-    (1088, [640, 640]),
-    (5120, [64, 32]),
-    (256, [4400, 4400]),
-];
+type Site = (usize, [usize; 2]);
+
+const SMALL: [Site; 3] = [(128, [128, 40]), (64, [192, 192]), (192, [37, 11])];
+
+const LARGE: [Site; 3] = [(1088, [640, 640]), (5120, [64, 32]), (64, [4480, 4480])];
 
 /// Of two targets: lora rank, blocks of A, blocks of B.
 type Slots = [[Option<(usize, usize, usize)>; 2]; 5];
@@ -47,7 +44,16 @@ const MIXES: [&[Share]; 7] = [
 ];
 
 pub fn check<O: Ops>(bench: &mut Bench<O>) {
-    for (input, targets) in SITES {
+    check_sites(bench, SMALL, &MIXES);
+}
+
+/// The reference takes its time: not all mixes.
+pub fn check_large<O: Ops>(bench: &mut Bench<O>) {
+    check_sites(bench, LARGE, &MIXES[2..6]);
+}
+
+fn check_sites<O: Ops>(bench: &mut Bench<O>, sites: [Site; 3], mixes: &[&[Share]]) {
+    for (input, targets) in sites {
         for slots in [EVEN, ODD] {
             // Blocks are to come out even.
             let fits = |outputs: usize, blocks: usize| outputs.is_multiple_of(blocks);
@@ -61,9 +67,7 @@ pub fn check<O: Ops>(bench: &mut Bench<O>) {
                 };
                 vec![pair(0), pair(1)]
             });
-            // The reference takes its time.
-            let large = input * targets[0] > 1 << 18;
-            for segments in MIXES.into_iter().skip(if large { 4 } else { 0 }) {
+            for segments in mixes {
                 check_mix(bench, (input, targets), slots.to_vec(), segments);
             }
         }

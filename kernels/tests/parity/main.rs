@@ -101,6 +101,11 @@ fn cuda_equals_reference_in_adapted_products() {
 }
 
 #[test]
+fn cuda_equals_reference_in_large_adapted_products() {
+    cuda_equals_reference(adapted::check_large);
+}
+
+#[test]
 fn cuda_equals_reference_in_draws() {
     cuda_equals_reference(sample::check);
 }
