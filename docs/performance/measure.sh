@@ -4,7 +4,7 @@
 #
 #     docs/performance/measure.sh target/release/drystone rows.json
 #
-# Takes 3 minutes on an H200. Needs Python 3, and Git to name the commit.
+# Takes 2 to 3 minutes on an H200. Needs Python 3, and Git to name the commit.
 set -euo pipefail
 drystone=$1 out=$2 here=$(dirname "$0")
 lines=$(mktemp)

@@ -11,22 +11,21 @@ __device__ inline void let_next_in() {
 }
 
 // What the kernels before this one wrote may be read, and written, from here on. Every kernel calls
-// it, in every block that writes: so whoever has waited knows that all before are done. The next
-// kernel is let in first, and may be followed by more: what they read before their own wait is
-// written by no kernel at all, such as weights and a step's index data.
-__device__ inline void wait_for_previous() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-// The same for a kernel that waits for other ranks: the next one's blocks would take the places that
-// those ranks' kernels need to get here, where they share a device.
+// it, in every block that writes: so whoever has waited knows that all before are done. What those
+// that are let in meanwhile, perhaps several, read before their own wait is written by no kernel at
+// all, such as weights and a step's index data.
 __device__ inline void wait_for_previous_alone() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
+}
+
+// The same, and the next kernel is let in first. Not for a kernel that waits for other ranks: the
+// next one's blocks would take the places that those ranks' kernels need to get here, where they
+// share a device.
+__device__ inline void wait_for_previous() {
+    let_next_in();
+    wait_for_previous_alone();
 }
 
 // Said once and heard by every block of the kernel that follows: that all before the one who says it
