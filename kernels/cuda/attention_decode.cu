@@ -36,9 +36,22 @@ __device__ inline const Element* row_of(const AttentionParams& p, u32 row) {
     return p.qkv + static_cast<u64>(row) * (p.query_heads + 2 * p.key_heads) * DIM;
 }
 
+// Where a row's own keys and values go, and by which angles it is rotated: known before they are.
+struct Own {
+    u32 position, slot;
+    const float* angles;
+};
+
 template <int DIM>
-__device__ inline const float* angles_of(const AttentionParams& p, u32 row) {
-    return p.table + static_cast<u64>(p.index.positions[row]) * DIM;
+__device__ inline Own own_of(const AttentionParams& p, const Task& task, const Span& span) {
+    const u32 position = p.index.positions[task.row];
+    const u32 slot = place(p.index, span, position, p.block_tokens, p.key_heads, task.key_head);
+    const float* angles = p.table + static_cast<u64>(position) * DIM;
+    constexpr u32 LINE = 32;  // elements
+    if (threadIdx.x * LINE < DIM) {
+        asm volatile("prefetch.global.L1 [%0];" ::"l"(angles + threadIdx.x * LINE));
+    }
+    return {position, slot, angles};
 }
 
 // Rotates 8 pairs of elements by their angles, as rope_kv_store.cu does.
@@ -63,11 +76,9 @@ __device__ inline void turn(Pack<8, Element>& first, Pack<8, Element>& second, c
 // Rotates the row's own key, and writes key and value to where the block finds them with the others.
 // Blocks that share them write the same.
 template <int DIM>
-__device__ inline void keep_own(const AttentionParams& p, const Task& task, const Span& span) {
-    const u32 position = p.index.positions[task.row];
-    if (task.chunk.end != position + 1) return;
-    const u64 at = static_cast<u64>(
-                       place(p.index, span, position, p.block_tokens, p.key_heads, task.key_head)) * DIM;
+__device__ inline void keep_own(const AttentionParams& p, const Task& task, const Own& own) {
+    if (task.chunk.end != own.position + 1) return;
+    const u64 at = static_cast<u64>(own.slot) * DIM;
     const Element* key = row_of<DIM>(p, task.row) + (p.query_heads + task.key_head) * DIM;
     const Element* value = key + p.key_heads * DIM;
     constexpr u32 TURNS = DIM / 16, COPIES = DIM / 8;  // threads
@@ -75,7 +86,7 @@ __device__ inline void keep_own(const AttentionParams& p, const Task& task, cons
     if (threadIdx.x < TURNS) {
         const u32 i = threadIdx.x * 8;
         Pack<8, Element> low = fetch<8>(key + i), high = fetch<8>(key + DIM / 2 + i);
-        turn(low, high, angles_of<DIM>(p, task.row) + i, DIM / 2);
+        turn(low, high, own.angles + i, DIM / 2);
         *reinterpret_cast<uint4*>(p.keys + at + i) = low.raw.words;
         *reinterpret_cast<uint4*>(p.keys + at + DIM / 2 + i) = high.raw.words;
     } else if (threadIdx.x < TURNS + COPIES) {
@@ -101,7 +112,7 @@ struct Decode {
     u32 query[STEPS][2];
     float largest[2], total[2], sum[TILES][4];
 
-    __device__ Decode(const AttentionParams& p, const Task& task) {
+    __device__ Decode(const AttentionParams& p, const Task& task, const Own& own) {
         const u32 g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
         const Element* from = row_of<DIM>(p, task.row) + (task.query_head + g) * DIM + t * 8;
         Pack<8, Element> raw[DIM / 32] = {};
@@ -112,7 +123,7 @@ struct Decode {
         if constexpr (turns<DIM>()) {
 #pragma unroll
             for (int i = 0; i < DIM / 64 && p.table; i++) {
-                turn(raw[i], raw[i + DIM / 64], angles_of<DIM>(p, task.row) + i * 32 + t * 8, DIM / 2);
+                turn(raw[i], raw[i + DIM / 64], own.angles + i * 32 + t * 8, DIM / 2);
             }
         }
 #pragma unroll
@@ -285,11 +296,16 @@ __device__ void attend(const AttentionParams& p) {
         bring<DIM>(p, brought);
         if (tile == 0) slot = brought;
     }
-    wait_for_previous();
+    Own own = {};
     if constexpr (turns<DIM>()) {
-        if (p.table) keep_own<DIM>(p, task, span);
+        if (p.table) own = own_of<DIM>(p, task, span);
     }
-    Decode<DIM> decode(p, task);
+    wait_for_previous();
+    // Its queries are asked for before its keys and values are kept, which a barrier follows.
+    Decode<DIM> decode(p, task, own);
+    if constexpr (turns<DIM>()) {
+        if (p.table) keep_own<DIM>(p, task, own);
+    }
     for (u32 first = begin; first < end; first += TILE) {
         if (first > begin) slot = slot_of(p, task, span, first);
         decode.take(p, slot, 0, end - first);

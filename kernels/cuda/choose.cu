@@ -69,14 +69,37 @@ __device__ inline Best warp_best(Best best) {
     return best;
 }
 
+// A thread's share of `count` logits, which are the tokens' from `first` on: it asks for several
+// before it looks at one. Columns behind them may be read, but for those of other rows.
+template <int N>
+__device__ inline void find_largest(const float* logits, u32 count, u32 first, Best& best) {
+    constexpr u32 AT_ONCE = N == 4 ? 4 : 8, STRIDE = THREADS * N;
+    for (u32 start = threadIdx.x * N; start < count; start += AT_ONCE * STRIDE) {
+        float of[AT_ONCE][N];
+#pragma unroll
+        for (u32 i = 0; i < AT_ONCE; i++) {
+            if (start + i * STRIDE < count) load(of[i], logits + start + i * STRIDE);
+        }
+#pragma unroll
+        for (u32 i = 0; i < AT_ONCE; i++) {
+#pragma unroll
+            for (u32 n = 0; n < N; n++) {
+                const u32 at = start + i * STRIDE + n;
+                if (at < count && of[i][n] > best.logit) best = {of[i][n], first + at};
+            }
+        }
+    }
+}
+
 // The first of the largest; NaN is never larger. All threads get it.
 __device__ inline Best largest(const Row& row) {
     __shared__ Best bests[WARPS];
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     Best best = {minus_infinity(), 0};
-    for (u32 token = row.begin(warp) + lane; token < row.begin(warp + 1); token += 32) {
-        float logit = row.at(token);
-        if (logit > best.logit) best = {logit, token};
+    for (u32 first = 0; first < row.p.vocab; first += row.p.part_width) {
+        const u32 count = min(row.p.part_width, row.p.vocab - first);
+        row.p.part_width % 4 == 0 ? find_largest<4>(&row.at(first), count, first, best)
+                                  : find_largest<1>(&row.at(first), count, first, best);
     }
     best = warp_best(best);
     if (lane == 0) bests[warp] = best;

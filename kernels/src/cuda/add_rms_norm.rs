@@ -18,6 +18,11 @@ pub struct AddRmsNormParams {
 
 const _: () = assert!(size_of::<AddRmsNormParams>() == 32);
 
+/// Rows from which on multiprocessors have enough of them, and how many threads of another block
+/// each thread plays then.
+const ROWS_MANY: usize = 512;
+const TURNS: usize = 4;
+
 pub fn add_rms_norm(
     device: &Device,
     residual: &mut Buf,
@@ -33,6 +38,10 @@ pub fn add_rms_norm(
         width: to_u32(weight.cols),
         eps,
     };
-    let grid = Grid::of(rows, threads_for(weight.cols, 1024));
-    device.launch(&device.kernels.add_rms_norm, grid, &params)
+    let kernels = &device.kernels;
+    let (kernel, threads) = match rows >= ROWS_MANY && weight.cols.is_multiple_of(8) {
+        true => (&kernels.add_rms_norm_many, threads_for(weight.cols.div_ceil(TURNS), 256)),
+        false => (&kernels.add_rms_norm, threads_for(weight.cols, 1024)),
+    };
+    device.launch(kernel, Grid::of(rows, threads), &params)
 }

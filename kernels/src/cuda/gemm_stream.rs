@@ -65,8 +65,9 @@ const BOXES_MAX: usize = 4;
 const STAGE_BYTES: usize = 16 << 10;
 const STAGES_MAX: usize = 16;
 
-/// Weights of a block that are under way at once. Fewer leave bandwidth unused; more make the
-/// loads of the kernels before it wait for up to 6 us (docs/performance.md).
+/// Weights of a block that are under way at once, of as many blocks as multiprocessors. Fewer
+/// leave bandwidth unused; more make the loads of the kernels before it wait for up to 6 us
+/// (docs/performance.md).
 const FLIGHT_BYTES: usize = 64 << 10;
 
 /// The same while the kernels before it are at work.
@@ -218,8 +219,10 @@ impl Cut {
         let ring = if alone { room } else { room - sums };
         let stages = (ring / stage).min(STAGES_MAX);
         let sums = BARRIERS_BYTES + if alone { 0 } else { stages * stage };
-        let flight = (FLIGHT_BYTES / weight).max(1);
-        let flight_beside = (FLIGHT_BESIDE_BYTES / weight).max(1);
+        // Fewer blocks have more to bring; no more than the ring holds, or its barriers would be
+        // waited for a round late.
+        let flight = |bytes: usize| (bytes * processors / (blocks * weight)).clamp(1, stages);
+        let (flight, flight_beside) = (flight(FLIGHT_BYTES), flight(FLIGHT_BESIDE_BYTES));
         let beside = BARRIERS_BYTES + room;
         Self { blocks, tile, boxes, stages, flight, flight_beside, sums, beside }
     }

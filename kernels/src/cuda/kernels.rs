@@ -24,6 +24,7 @@ use super::silu_mul::SiluMulParams;
 /// The kernels of one element type on one device.
 pub struct Kernels {
     pub add_rms_norm: Kernel<AddRmsNormParams>,
+    pub add_rms_norm_many: Kernel<AddRmsNormParams>,
     /// By lanes that hold one position (8, 16, 32), and by heads at once (1, 4).
     pub attention_rows: [[Kernel<AttentionParams>; 2]; 3],
     /// By head width; empty for f32.
@@ -62,6 +63,7 @@ impl Kernels {
         };
         Ok(Self {
             add_rms_norm: Kernel::new(programs, "add_rms_norm", "add_rms_norm")?,
+            add_rms_norm_many: Kernel::new(programs, "add_rms_norm", "add_rms_norm_many")?,
             attention_rows: [
                 rows("attention_rows_8_1", "attention_rows_8_4")?,
                 rows("attention_rows_16_1", "attention_rows_16_4")?,
