@@ -14,6 +14,21 @@ __device__ inline u32 place_in_box(u32 row, u32 part) {
     return row * BOX_ROW_BYTES + (part ^ row % 8) * 16;
 }
 
+// Which warp of the block this is, known to be the same for all of its lanes.
+__device__ inline u32 warp_of_block() { return __shfl_sync(~0u, threadIdx.x / 32, 0); }
+
+// Whether this lane is the one that the warp chose. What it does then is known to be one lane's.
+__device__ inline bool elect_lane() {
+    u32 elected;
+    asm volatile("{\n"
+                 ".reg .pred elected;\n"
+                 "elect.sync _|elected, 0xffffffff;\n"
+                 "selp.u32 %0, 1, 0, elected;\n"
+                 "}"
+                 : "=r"(elected));
+    return elected != 0;
+}
+
 __device__ inline void init_barrier(u32 barrier, u32 arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals));
 }
@@ -79,6 +94,11 @@ __device__ inline float load_one(u32 at) {
     Element element;
     asm volatile("ld.shared.u16 %0, [%1];" : "=h"(element.bits) : "r"(at) : "memory");
     return to_f32(element);
+}
+
+// Asks for what describes a matrix, before it is first used.
+__device__ inline void prefetch_map(const TensorMap& map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
 
 // Starts copying boxes from a row of all parts on and from the 64 columns `box` on; what lies outside

@@ -7,12 +7,14 @@
 // are even less, that those kernels' own loads do not queue behind it.
 // What adapters add is computed beside it, by warps of their own (adapters.cuh); x may be there before
 // the kernel ahead, which shrinks it, has ended.
-// The outputs are the left operand's rows and the rows of x the right one's columns. The warps share
-// a tile: each has 32 of its outputs, and where there are fewer of those than warps, only some of
-// the inputs. Sums are added up in a fixed order.
+// The outputs are the left operand's rows and the rows of x the right one's columns. A warp has up to
+// 64 outputs of the tile: as many warps as have all of them are a team. Teams have stages of the ring
+// of their own, so that what one waits for in a stage, to load and to multiply, costs the others no
+// time: a full ring is used up several times faster than memory fills it. Sums are added up in a
+// fixed order.
 #include "adapters.cuh"
 
-constexpr int WARPS = 8, UNITS = 2;  // that multiply; tiles of 16 outputs of each
+constexpr int WARPS = 8, UNITS = 4;  // that multiply; tiles of 16 outputs of each
 constexpr u32 OUTPUTS = UNITS * 16, THREADS = (WARPS + 2) * 32;
 constexpr u32 STRIDE = OUTPUTS + 4;  // of a row of a warp's sums: parts the banks
 constexpr u32 STEP = 16;             // inputs of one product
@@ -73,10 +75,11 @@ struct Block {
     }
 
     __device__ void init_barriers() const {
+        const u32 multipliers = (p.tile / 16 + UNITS - 1) / UNITS;
         for (u32 stage = 0; stage < p.stages; stage++) {
             init_barrier(weight_landed(stage), 1);
             init_barrier(x_landed(stage), 1);
-            init_barrier(used(stage), WARPS);
+            init_barrier(used(stage), multipliers);
         }
     }
 
@@ -111,6 +114,35 @@ struct Block {
     }
 };
 
+// What a step multiplies: 16 inputs of some tiles of outputs, as the left operand has them, and of
+// all rows of x, as the right one does.
+template <int COUNT, int COLUMNS>
+struct Operands {
+    u32 weight[COUNT][4], x[COLUMNS][2];
+
+    // From where the lane's parts of the first tile and of the first rows are.
+    __device__ void load(u32 weight_at, u32 x_at) {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) load_matrices(weight[i], weight_at + i * 16 * BOX_ROW_BYTES);
+        if constexpr (COLUMNS == 1) {
+            load_two_matrices(x[0], x_at);
+        } else {
+#pragma unroll
+            for (int column = 0; column < COLUMNS; column += 2) {
+                u32 four[4];
+                load_matrices(four, x_at + column * 8 * BOX_ROW_BYTES);
+                x[column][0] = four[0], x[column][1] = four[1];
+                x[column + 1][0] = four[2], x[column + 1][1] = four[3];
+            }
+        }
+    }
+};
+
+// The stages that one team takes.
+struct Turn {
+    u32 stage, round, chunk;
+};
+
 // One warp's sums: of `units` tiles of 16 outputs, or none.
 template <int COLUMNS>
 struct Warp {
@@ -118,13 +150,16 @@ struct Warp {
 
     const Block<COLUMNS>& block;
     float* all;  // [WARPS, ROWS, STRIDE]: sums of all warps
-    u32 lane = threadIdx.x % 32, part, parts, unit, units;
+    u32 lane = threadIdx.x % 32, warp = warp_of_block(), team, unit, units;
+    u32 weight_place, x_place;  // of what this lane loads first, in the boxes of a stage
     float sums[UNITS][COLUMNS][4];
 
     __device__ Warp(const Block<COLUMNS>& block, float* all) : block(block), all(all) {
-        const u32 warp = threadIdx.x / 32, across = block.p.across, most = block.p.tile / 16;
-        part = warp / across, parts = WARPS / across, unit = warp % across * UNITS;
-        units = unit < most ? min(most - unit, static_cast<u32>(UNITS)) : 0;
+        const u32 most = block.p.tile / 16;
+        team = warp / block.p.team, unit = warp % block.p.team * UNITS;
+        units = team < block.p.teams && unit < most ? min(most - unit, static_cast<u32>(UNITS)) : 0;
+        weight_place = place_in_box(unit * 16 + lane % 16, lane / 16);
+        x_place = place_in_box(COLUMNS == 1 ? lane % 8 : lane / 16 * 8 + lane % 8, lane / 8 % 2);
     }
 
     __device__ void clear() {
@@ -138,68 +173,65 @@ struct Warp {
         }
     }
 
-    // 16 inputs of all rows of x, as the right operand has them.
-    __device__ void load_x(u32 (&to)[COLUMNS][2], u32 box, u32 step) const {
-        if constexpr (COLUMNS == 1) {
-            asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
-                         : "=r"(to[0][0]), "=r"(to[0][1])
-                         : "r"(box + place_in_box(lane % 8, step * 2 + lane / 8 % 2)));
-        } else {
+    // The team's stages of a tile; `turn` is then at the first one of the next tile.
+    template <int COUNT>
+    __device__ void multiply_tile(Turn& turn) {
+        const u32 teams = block.p.teams, stages = block.p.stages;
+        for (; turn.chunk < block.chunks; turn.chunk += teams) {
+            wait_phase(block.weight_landed(turn.stage), turn.round % 2);
+            wait_phase(block.x_landed(turn.stage), turn.round % 2);
+            multiply<COUNT>(turn.stage);
+            __syncwarp();
+            if (lane == 0) arrive(block.used(turn.stage));
+            turn.stage += teams;
+            if (turn.stage >= stages) turn.stage -= stages, turn.round++;
+        }
+        turn.chunk -= block.chunks;
+    }
+
+    // One warp's part of a stage: while a step is multiplied, the next one is loaded. Steps of a box
+    // lie where its parts are swapped to.
+    template <int COUNT>
+    __device__ void multiply(u32 stage) {
+        constexpr u32 APART = STEP * sizeof(Element);
+        const u32 boxes = block.p.boxes, weight_box = block.p.tile * BOX_ROW_BYTES;
+        u32 weight = block.weight_of(stage) + weight_place, x = block.x_of(stage) + x_place;
+        Operands<COUNT, COLUMNS> even, odd;
+        even.load(weight, x);
+        for (u32 box = 0; box < boxes; box++) {
 #pragma unroll
-            for (int column = 0; column < COLUMNS; column += 2) {
-                const u32 row = column * 8 + lane / 16 * 8 + lane % 8;
-                u32 four[4];
-                load_matrices(four, box + place_in_box(row, step * 2 + lane / 8 % 2));
-                to[column][0] = four[0], to[column][1] = four[1];
-                to[column + 1][0] = four[2], to[column + 1][1] = four[3];
+            for (u32 step = 0; step < STEPS_OF_BOX; step += 2) {
+                odd.load(weight ^ (step + 1) * APART, x ^ (step + 1) * APART);
+                multiply_add_all(even);
+                if (step + 2 < STEPS_OF_BOX) {
+                    even.load(weight ^ (step + 2) * APART, x ^ (step + 2) * APART);
+                } else if (box + 1 < boxes) {
+                    weight += weight_box, x += ROWS * BOX_ROW_BYTES;
+                    even.load(weight, x);
+                }
+                multiply_add_all(odd);
             }
         }
     }
 
-    // 16 inputs of this warp's outputs, as the left operand has them.
-    __device__ void load_weight(u32 (&to)[UNITS][4], u32 box, u32 step) const {
+    template <int COUNT>
+    __device__ void multiply_add_all(const Operands<COUNT, COLUMNS>& operands) {
 #pragma unroll
-        for (int i = 0; i < UNITS; i++) {
-            const u32 row = (unit + i) * 16 + lane % 16;
-            if (i < units) load_matrices(to[i], box + place_in_box(row, step * 2 + lane / 16));
-        }
-    }
-
-    // One warp's part of a stage, two steps at a time so that one is loaded while the other is
-    // multiplied.
-    __device__ void multiply(const Item& item) {
-        constexpr int AT_ONCE = 2;
-        const GemmStreamParams& p = block.p;
-        const u32 weight_box = p.tile * BOX_ROW_BYTES, x_box = ROWS * BOX_ROW_BYTES;
-        const u32 steps = units > 0 ? p.boxes * STEPS_OF_BOX : 0;
-        wait_phase(block.weight_landed(item.stage), item.round % 2);
-        wait_phase(block.x_landed(item.stage), item.round % 2);
-        for (u32 first = part; first < steps; first += parts * AT_ONCE) {
-            u32 x[AT_ONCE][COLUMNS][2], weight[AT_ONCE][UNITS][4];
-#pragma unroll
-            for (int n = 0; n < AT_ONCE; n++) {
-                const u32 at = min(first + n * parts, steps - 1);
-                const u32 box = at / STEPS_OF_BOX, step = at % STEPS_OF_BOX;
-                load_x(x[n], block.x_of(item.stage) + box * x_box, step);
-                load_weight(weight[n], block.weight_of(item.stage) + box * weight_box, step);
-            }
-#pragma unroll
-            for (int n = 0; n < AT_ONCE; n++) {
-                if (first + n * parts < steps) multiply_add_all(weight[n], x[n]);
-            }
-        }
-        __syncwarp();
-        if (lane == 0) arrive(block.used(item.stage));
-    }
-
-    __device__ void multiply_add_all(const u32 (&weight)[UNITS][4], const u32 (&x)[COLUMNS][2]) {
-#pragma unroll
-        for (int i = 0; i < UNITS; i++) {
-            if (i >= units) break;
+        for (int i = 0; i < COUNT; i++) {
 #pragma unroll
             for (int column = 0; column < COLUMNS; column++) {
-                multiply_add(sums[i][column], weight[i], x[column][0], x[column][1]);
+                const u32(&x)[2] = operands.x[column];
+                multiply_add(sums[i][column], operands.weight[i], x[0], x[1]);
             }
+        }
+    }
+
+    __device__ void multiply_tile(Turn& turn) {
+        switch (units) {
+            case 1: return multiply_tile<1>(turn);
+            case 2: return multiply_tile<2>(turn);
+            case 3: return multiply_tile<3>(turn);
+            case 4: return multiply_tile<4>(turn);
         }
     }
 
@@ -223,7 +255,10 @@ struct Warp {
     __device__ float sum_of(u32 row, u32 output) const {
         const float* first = all + (output / OUTPUTS * ROWS + row) * STRIDE + output % OUTPUTS;
         float sum = 0.0f;
-        for (u32 i = 0; i < parts; i++) sum += first[i * (WARPS / parts) * ROWS * STRIDE];
+#pragma unroll
+        for (u32 i = 0; i < WARPS; i++) {
+            if (i < block.p.teams) sum += first[i * block.p.team * ROWS * STRIDE];
+        }
         return sum;
     }
 
@@ -239,26 +274,36 @@ struct Warp {
         }
     }
 
-    // Writes a tile of which `result` tells every sum.
+    // Writes a tile of which `result` tells every sum, a warp a row; several are on their way at once.
     template <class Result>
     __device__ void write_all(u32 tile, Result result) const {
+        constexpr u32 AT_ONCE = 4;
         const u32 first = tile * block.outputs, outputs = min(block.outputs, block.p.outputs - first);
-        for (u32 i = threadIdx.x; i < block.p.rows * outputs; i += WARPS * 32) {
-            const u32 row = i / outputs, output = i % outputs;
-            float sum = result(row, output);
-            if (block.p.parts == 2) {
-                sum = sum / (1.0f + __expf(-sum)) * result(row, block.outputs + output);
+        for (u32 row = warp; row < block.p.rows; row += WARPS) {
+            for (u32 start = lane; start < outputs; start += AT_ONCE * 32) {
+                float sums[AT_ONCE];
+#pragma unroll
+                for (u32 n = 0; n < AT_ONCE; n++) {
+                    const u32 output = start + n * 32;
+                    if (output >= outputs) continue;
+                    sums[n] = result(row, output);
+                    if (block.p.parts != 2) continue;
+                    sums[n] = sums[n] / (1.0f + __expf(-sums[n])) * result(row, block.outputs + output);
+                }
+#pragma unroll
+                for (u32 n = 0; n < AT_ONCE; n++) {
+                    const u32 output = start + n * 32;
+                    if (output < outputs) write(row, first + output, sums[n]);
+                }
             }
-            write(row, first + output, sum);
         }
     }
 
     __device__ void run(const Adapters* adapters) {
-        Item item = block.first();
-        for (u32 i = 0; i < block.tiles; i++) {
-            const u32 tile = item.tile;
+        Turn turn = {team, 0, team};
+        for (u32 tile = blockIdx.x, i = 0; i < block.tiles; i++, tile += gridDim.x) {
             clear();
-            for (u32 chunk = 0; chunk < block.chunks; chunk++, block.advance(item)) multiply(item);
+            multiply_tile(turn);
             meet_warps();
             keep();
             meet_warps();
@@ -280,12 +325,13 @@ __device__ void add(const Block<COLUMNS>& block, Adapters adapters) {
     const u32 thread = threadIdx.x - THREADS, threads = ADAPTED_THREADS - THREADS;
     adapters.begin(block.p, thread, threads, blockIdx.x * block.outputs, block.outputs);
     meet_adapters();
-    if (thread == 0) adapters.copy_b();
-    if (thread < 32) return;
+    const u32 warp = warp_of_block() - THREADS / 32;
+    if (warp == 0 && elect_lane()) adapters.copy_b();
+    if (warp == 0) return;
     wait_for_previous();
     adapters.stage_h(block.p.rows, thread - 32, threads - 32);
     meet_expanders();
-    adapters.expand(thread / 32 - 1);
+    adapters.expand(warp - 1);
     tell_added();
 }
 
@@ -295,14 +341,17 @@ __device__ void gemm(const GemmStreamParams& p) {
     unsigned char* shared = unaligned + (0u - shared_address(unaligned)) % 1024;
     const Block<COLUMNS> block(p, shared_address(shared));
     const Adapters adapters(p, shared);
-    if (threadIdx.x == 0) {
+    const u32 warp = warp_of_block();
+    if (warp == 0 && elect_lane()) {
         block.init_barriers();
         if (ADAPTED) adapters.init_barriers();
         show_barriers();
     }
+    if (warp == WARPS && elect_lane()) prefetch_map(p.weight);
+    if (warp == WARPS + 1 && elect_lane()) prefetch_map(p.x);
     __syncthreads();
-    if (threadIdx.x == WARPS * 32) block.copy_weight();
-    if (threadIdx.x == (WARPS + 1) * 32) {
+    if (warp == WARPS && elect_lane()) block.copy_weight();
+    if (warp == WARPS + 1 && elect_lane()) {
         if (ADAPTED) {
             hear(p.adapters.told);
         } else {
@@ -310,8 +359,8 @@ __device__ void gemm(const GemmStreamParams& p) {
         }
         block.copy_x();
     }
-    if (ADAPTED && threadIdx.x >= THREADS) add(block, adapters);
-    if (threadIdx.x >= WARPS * 32) return;
+    if (ADAPTED && warp >= THREADS / 32) add(block, adapters);
+    if (warp >= WARPS) return;
     Warp<COLUMNS>(block, reinterpret_cast<float*>(shared + p.sums)).run(ADAPTED ? &adapters : nullptr);
 }
 

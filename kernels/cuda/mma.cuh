@@ -45,6 +45,13 @@ __device__ inline void load_matrices(u32 (&to)[4], u32 row) {
                  : "r"(row));
 }
 
+// Two of them; lanes from 16 on name none.
+__device__ inline void load_two_matrices(u32 (&to)[2], u32 row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(to[0]), "=r"(to[1])
+                 : "r"(row));
+}
+
 __device__ inline void load_matrices(u32 (&to)[4], const Element* row) {
     load_matrices(to, shared_address(row));
 }

@@ -153,7 +153,8 @@ struct GemmStreamParams {
     u32 stages;  // of the ring
     u32 flight;         // stages whose weights are under way at once
     u32 flight_beside;  // the same while the kernels before this one are at work
-    u32 across;  // warps beside each other over a tile's outputs: 1, 2, 4 or 8
+    u32 team;    // warps that have a tile's outputs among them: 1, 2, 4 or 8
+    u32 teams;   // that take stages in turn, whose number is a multiple of theirs
     u32 ring;    // where in shared memory the ring is, in bytes from a multiple of 1024
     u32 sums;    // and the warps' sums
 };

@@ -32,10 +32,11 @@ pub struct GemmStreamParams {
     stages: u32,
     flight: u32,
     flight_beside: u32,
-    across: u32,
+    team: u32,
+    teams: u32,
     ring: u32,
     sums: u32,
-    padding: [u32; 29],
+    padding: [u32; 28],
 }
 
 const _: () = assert!(size_of::<GemmStreamParams>() == 512);
@@ -53,15 +54,18 @@ const ADAPTED_THREADS: u32 = THREADS + 160;
 /// Rows of the weight in a unit of work, units of a warp, and units of a block's tile at most: a
 /// box has no more rows.
 const UNIT: usize = 16;
-const UNITS_OF_WARP: usize = 2;
+const UNITS_OF_WARP: usize = 4;
 const UNITS_MAX: usize = 16;
+
+/// Teams of warps that hide what each waits for.
+const TEAMS_MIN: usize = 3;
 
 /// Inputs of a box and bytes of its rows.
 const BOX: usize = 64;
 const BOX_ROW_BYTES: usize = 128;
 
 /// Boxes of a stage at most, and weights of a stage that are worth no more boxes.
-const BOXES_MAX: usize = 4;
+const BOXES_MAX: usize = 8;
 const STAGE_BYTES: usize = 16 << 10;
 const STAGES_MAX: usize = 16;
 
@@ -77,7 +81,7 @@ const FLIGHT_BESIDE_BYTES: usize = 32 << 10;
 const BARRIERS_BYTES: usize = 1024;
 
 /// Sums of a row of a warp's outputs, with what parts the banks.
-const SUMS_STRIDE: usize = 36;
+const SUMS_STRIDE: usize = UNITS_OF_WARP * UNIT + 4;
 
 /// Shared memory of a block: what is left of a multiprocessor's serves the kernels beside it.
 const SHARED_BYTES: usize = 200 << 10;
@@ -154,10 +158,11 @@ impl GemmStream {
             stages: to_u32(cut.stages),
             flight: to_u32(cut.flight),
             flight_beside: to_u32(cut.flight_beside),
-            across: to_u32((cut.tile / UNIT).div_ceil(UNITS_OF_WARP).next_power_of_two()),
+            team: to_u32(cut.team),
+            teams: to_u32(cut.teams),
             ring: to_u32(BARRIERS_BYTES),
             sums: to_u32(cut.sums),
-            padding: [0; 29],
+            padding: [0; 28],
         };
         device.launch(kernel, Grid::of(cut.blocks, threads).shared(SHARED_BYTES), &params)
     }
@@ -187,6 +192,9 @@ struct Cut {
     /// Boxes of each operand in a stage of the ring.
     boxes: usize,
     stages: usize,
+    /// Warps that share a tile's outputs, and such teams that share the stages.
+    team: usize,
+    teams: usize,
     /// Stages under way at once, alone and beside other kernels.
     flight: usize,
     flight_beside: usize,
@@ -218,14 +226,26 @@ impl Cut {
         let alone = weight_rows.div_ceil(tile) <= blocks;
         let ring = if alone { room } else { room - sums };
         let stages = (ring / stage).min(STAGES_MAX);
+        let team = tile.div_ceil(UNITS_OF_WARP * UNIT).next_power_of_two();
+        let (teams, stages) = teams(WARPS / team, stages);
         let sums = BARRIERS_BYTES + if alone { 0 } else { stages * stage };
         // Fewer blocks have more to bring; no more than the ring holds, or its barriers would be
         // waited for a round late.
         let flight = |bytes: usize| (bytes * processors / (blocks * weight)).clamp(1, stages);
         let (flight, flight_beside) = (flight(FLIGHT_BYTES), flight(FLIGHT_BESIDE_BYTES));
         let beside = BARRIERS_BYTES + room;
-        Self { blocks, tile, boxes, stages, flight, flight_beside, sums, beside }
+        Self { blocks, tile, boxes, stages, team, teams, flight, flight_beside, sums, beside }
     }
+}
+
+/// Teams, of so many at most, each with as many stages as the others: all but one or two of a ring.
+///
+/// A team that saw only some rounds of a stage could take one round for another, as barriers tell
+/// odd rounds from even ones and no more.
+fn teams(most: usize, stages: usize) -> (usize, usize) {
+    let fewest = TEAMS_MIN.min(most).min(stages / 2).max(1);
+    let of = |teams| (teams, stages / teams * teams);
+    (fewest..=most.min(stages)).map(of).max_by_key(|(_, stages)| *stages).unwrap_or((1, stages))
 }
 
 /// A matrix in parts of which boxes are copied: of so many rows of every part, and so many side by
@@ -280,6 +300,22 @@ mod tests {
         assert_eq!(shares(cut(16, 28672, 0)), (128, 224));
         assert_eq!(shares(cut(8, 128_256, 0)), (132, 256));
         assert_eq!(shares(cut(8, 5, 0)), (1, 16));
+    }
+
+    #[test]
+    fn teams_have_all_of_a_tile_and_stages_of_their_own() {
+        let most = |rows, beside, weight_rows| {
+            let Cut { tile, team, teams, stages, .. } = cut(rows, weight_rows, beside);
+            assert!(team * UNITS_OF_WARP * UNIT >= tile && team * teams <= WARPS);
+            assert!(teams > 0 && stages % teams == 0, "{teams} teams, {stages} stages");
+            (teams, stages)
+        };
+        assert_eq!(most(8, 0, 4096), (3, 9));
+        assert_eq!(most(8, 0, 7168), (5, 10));
+        assert_eq!(most(16, 0, 28672), (2, 6));
+        assert_eq!(most(16, 90 << 10, 28672), (1, 3));
+        assert_eq!(most(8, 150 << 10, 4096), (2, 2));
+        assert_eq!(most(16, 0, 5), (6, 6));
     }
 
     #[test]
