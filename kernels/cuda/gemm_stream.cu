@@ -144,17 +144,17 @@ struct Turn {
 };
 
 // One warp's sums: of `units` tiles of 16 outputs, or none.
-template <int COLUMNS>
+template <int COLUMNS, bool ADAPTED>
 struct Warp {
     static constexpr u32 ROWS = COLUMNS * 8;
+    static constexpr u32 APART = STEP * sizeof(Element);  // steps in a row of a box
 
     const Block<COLUMNS>& block;
-    float* all;  // [WARPS, ROWS, STRIDE]: sums of all warps
     u32 lane = threadIdx.x % 32, warp = warp_of_block(), team, unit, units;
     u32 weight_place, x_place;  // of what this lane loads first, in the boxes of a stage
     float sums[UNITS][COLUMNS][4];
 
-    __device__ Warp(const Block<COLUMNS>& block, float* all) : block(block), all(all) {
+    __device__ explicit Warp(const Block<COLUMNS>& block) : block(block) {
         const u32 most = block.p.tile / 16;
         team = warp / block.p.team, unit = warp % block.p.team * UNITS;
         units = team < block.p.teams && unit < most ? min(most - unit, static_cast<u32>(UNITS)) : 0;
@@ -180,7 +180,11 @@ struct Warp {
         for (; turn.chunk < block.chunks; turn.chunk += teams) {
             wait_phase(block.weight_landed(turn.stage), turn.round % 2);
             wait_phase(block.x_landed(turn.stage), turn.round % 2);
-            multiply<COUNT>(turn.stage);
+            const u32 weight = block.weight_of(turn.stage) + weight_place;
+            const u32 x = block.x_of(turn.stage) + x_place;
+            // With adapters it has to do with few registers: of the kernels beside this one, more
+            // would leave no room for attention.
+            ADAPTED ? multiply_in_turn<COUNT>(weight, x) : multiply_ahead<COUNT>(weight, x);
             __syncwarp();
             if (lane == 0) arrive(block.used(turn.stage));
             turn.stage += teams;
@@ -189,13 +193,25 @@ struct Warp {
         turn.chunk -= block.chunks;
     }
 
-    // One warp's part of a stage: while a step is multiplied, the next one is loaded. Steps of a box
-    // lie where its parts are swapped to.
+    // One warp's part of a stage, step by step. Steps of a box lie where its parts are swapped to.
     template <int COUNT>
-    __device__ void multiply(u32 stage) {
-        constexpr u32 APART = STEP * sizeof(Element);
+    __device__ void multiply_in_turn(u32 weight, u32 x) {
+        const u32 weight_box = block.p.tile * BOX_ROW_BYTES;
+        for (u32 box = 0; box < block.p.boxes; box++) {
+#pragma unroll
+            for (u32 step = 0; step < STEPS_OF_BOX; step++) {
+                Operands<COUNT, COLUMNS> operands;
+                operands.load(weight ^ step * APART, x ^ step * APART);
+                multiply_add_all(operands);
+            }
+            weight += weight_box, x += ROWS * BOX_ROW_BYTES;
+        }
+    }
+
+    // The same: while a step is multiplied, the next one is loaded.
+    template <int COUNT>
+    __device__ void multiply_ahead(u32 weight, u32 x) {
         const u32 boxes = block.p.boxes, weight_box = block.p.tile * BOX_ROW_BYTES;
-        u32 weight = block.weight_of(stage) + weight_place, x = block.x_of(stage) + x_place;
         Operands<COUNT, COLUMNS> even, odd;
         even.load(weight, x);
         for (u32 box = 0; box < boxes; box++) {
@@ -235,7 +251,8 @@ struct Warp {
         }
     }
 
-    __device__ void keep() const {
+    // `all` is [WARPS, ROWS, STRIDE]: sums of all warps.
+    __device__ void keep(float* all) const {
         const u32 g = lane / 4, t = lane % 4;
         float* own = all + threadIdx.x / 32 * ROWS * STRIDE;
 #pragma unroll
@@ -252,7 +269,7 @@ struct Warp {
     }
 
     // Adds up what the warps have of one result.
-    __device__ float sum_of(u32 row, u32 output) const {
+    __device__ float sum_of(const float* all, u32 row, u32 output) const {
         const float* first = all + (output / OUTPUTS * ROWS + row) * STRIDE + output % OUTPUTS;
         float sum = 0.0f;
 #pragma unroll
@@ -299,21 +316,23 @@ struct Warp {
         }
     }
 
-    __device__ void run(const Adapters* adapters) {
+    __device__ void run(unsigned char* shared) {
         Turn turn = {team, 0, team};
         for (u32 tile = blockIdx.x, i = 0; i < block.tiles; i++, tile += gridDim.x) {
             clear();
             multiply_tile(turn);
+            float* all = reinterpret_cast<float*>(shared + block.p.sums);
             meet_warps();
-            keep();
+            keep(all);
             meet_warps();
-            if (adapters) {
+            if constexpr (ADAPTED) {
                 await_added();
+                const Adapters adapters(block.p, shared);
                 write_all(tile, [&](u32 row, u32 output) {
-                    return sum_of(row, output) + adapters->sums[row * adapters->stride + output];
+                    return sum_of(all, row, output) + adapters.sums[row * adapters.stride + output];
                 });
             } else {
-                write_all(tile, [&](u32 row, u32 output) { return sum_of(row, output); });
+                write_all(tile, [&](u32 row, u32 output) { return sum_of(all, row, output); });
             }
         }
     }
@@ -340,11 +359,10 @@ __device__ void gemm(const GemmStreamParams& p) {
     extern __shared__ unsigned char unaligned[];
     unsigned char* shared = unaligned + (0u - shared_address(unaligned)) % 1024;
     const Block<COLUMNS> block(p, shared_address(shared));
-    const Adapters adapters(p, shared);
     const u32 warp = warp_of_block();
     if (warp == 0 && elect_lane()) {
         block.init_barriers();
-        if (ADAPTED) adapters.init_barriers();
+        if (ADAPTED) Adapters(p, shared).init_barriers();
         show_barriers();
     }
     if (warp == WARPS && elect_lane()) prefetch_map(p.weight);
@@ -359,19 +377,34 @@ __device__ void gemm(const GemmStreamParams& p) {
         }
         block.copy_x();
     }
-    if (ADAPTED && warp >= THREADS / 32) add(block, adapters);
-    if (warp >= WARPS) return;
-    Warp<COLUMNS>(block, reinterpret_cast<float*>(shared + p.sums)).run(ADAPTED ? &adapters : nullptr);
+    if (ADAPTED && warp >= THREADS / 32) add(block, Adapters(p, shared));
+    if (warp < WARPS) Warp<COLUMNS, ADAPTED>(block).run(shared);
 }
 
-// By rows of x; with adapters a block has one tile.
-#define GEMM_STREAM(NAME, COLUMNS, ADAPTED)                                             \
-    extern "C" __global__ void __launch_bounds__(ADAPTED ? ADAPTED_THREADS : THREADS, 1) \
-        NAME(const __grid_constant__ GemmStreamParams p) {                              \
-        gemm<COLUMNS, ADAPTED>(p);                                                      \
+// By rows of x.
+#define GEMM_STREAM(NAME, COLUMNS)                                 \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1)       \
+        NAME(const __grid_constant__ GemmStreamParams p) {         \
+        gemm<COLUMNS, false>(p);                                   \
     }
 
-GEMM_STREAM(gemm_stream_8, 1, false)
-GEMM_STREAM(gemm_stream_16, 2, false)
-GEMM_STREAM(gemm_adapted_8, 1, true)
-GEMM_STREAM(gemm_adapted_16, 2, true)
+GEMM_STREAM(gemm_stream_8, 1)
+GEMM_STREAM(gemm_stream_16, 2)
+GEMM_STREAM(gemm_stream_32, 4)
+
+// With adapters a block has one tile, and no more registers than leave room for the kernels that are
+// to be ready beside it: attention, and where there are more rows, the next shrink.
+#if __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1204
+#define REGISTERS(COUNT) __maxnreg__(COUNT)
+#else
+#define REGISTERS(COUNT) __launch_bounds__(ADAPTED_THREADS, 1)
+#endif
+
+#define GEMM_ADAPTED(NAME, COLUMNS, COUNT)                         \
+    extern "C" __global__ void REGISTERS(COUNT)                    \
+        NAME(const __grid_constant__ GemmStreamParams p) {         \
+        gemm<COLUMNS, true>(p);                                    \
+    }
+
+GEMM_ADAPTED(gemm_adapted_8, 1, 72)
+GEMM_ADAPTED(gemm_adapted_16, 2, 88)

@@ -42,8 +42,16 @@ pub struct GemmStreamParams {
 const _: () = assert!(size_of::<GemmStreamParams>() == 512);
 
 /// Rows that each kernel takes at most. With more, cuBLASLt is faster.
-const PLAIN: [(usize, &str); 2] = [(8, "gemm_stream_8"), (16, "gemm_stream_16")];
+const PLAIN: [(usize, &str); 3] =
+    [(8, "gemm_stream_8"), (16, "gemm_stream_16"), (32, "gemm_stream_32")];
 const ADAPTED: [(usize, &str); 2] = [(8, "gemm_adapted_8"), (16, "gemm_adapted_16")];
+
+const ROWS_ADAPTED: usize = ADAPTED[ADAPTED.len() - 1].0;
+const ROWS_MAX: usize = PLAIN[PLAIN.len() - 1].0;
+
+/// Rows up to which any weight is taken. More of them are so much of x that blocks with small tiles
+/// would bring more of it than of the weight.
+const ROWS_ANY: usize = 16;
 
 /// Warps that multiply, and threads of a block with the two warps that copy; with adapters there
 /// are five warps more.
@@ -72,10 +80,10 @@ const STAGES_MAX: usize = 16;
 /// Weights of a block that are under way at once, of as many blocks as multiprocessors. Fewer
 /// leave bandwidth unused; more make the loads of the kernels before it wait for up to 6 us
 /// (docs/performance.md).
-const FLIGHT_BYTES: usize = 64 << 10;
+const FLIGHT_BYTES: usize = 96 << 10;
 
 /// The same while the kernels before it are at work.
-const FLIGHT_BESIDE_BYTES: usize = 32 << 10;
+const FLIGHT_BESIDE_BYTES: usize = 64 << 10;
 
 /// Room for barriers, and before them for the start to be aligned.
 const BARRIERS_BYTES: usize = 1024;
@@ -113,13 +121,14 @@ impl GemmStream {
     /// Whether a product is one for these kernels.
     pub fn takes(device: &Device, size: &Size, adapters: Option<&Adapters<'_>>) -> bool {
         let Size { rows, inputs, .. } = *size;
-        let rows_max = PLAIN[PLAIN.len() - 1].0;
-        let taken = rows > 0 && rows <= rows_max && inputs.is_multiple_of(BOX);
-        taken
-            && adapters.is_none_or(|adapters| {
-                let alone = size.weight_rows().div_ceil(UNIT * UNITS_MAX) <= device.processors;
-                alone && adapters.fit()
-            })
+        let tiles = Tiles::new(device.processors, size.weight_rows());
+        if rows == 0 || !inputs.is_multiple_of(BOX) {
+            return false;
+        }
+        match adapters {
+            Some(adapters) => rows <= ROWS_ADAPTED && tiles.one_each() && adapters.fit(),
+            None => rows <= ROWS_ANY || rows <= ROWS_MAX && tiles.one_each() && rows <= tiles.tile,
+        }
     }
 
     /// A product that [`Self::takes`] took. `outputs` are those of one part: of two, the result is
@@ -183,6 +192,28 @@ impl Size {
     }
 }
 
+/// How the rows of a weight are shared among a device's blocks: all read as much, up to 16 rows.
+#[derive(Clone, Copy, Debug)]
+struct Tiles {
+    blocks: usize,
+    /// Rows that a block takes at once.
+    tile: usize,
+    count: usize,
+}
+
+impl Tiles {
+    fn new(processors: usize, weight_rows: usize) -> Self {
+        let units = weight_rows.div_ceil(UNIT).div_ceil(processors);
+        let tile = units.div_ceil(units.div_ceil(UNITS_MAX).max(1)).max(1) * UNIT;
+        let count = weight_rows.div_ceil(tile);
+        Self { blocks: count.min(processors), tile, count }
+    }
+
+    fn one_each(&self) -> bool {
+        self.count <= self.blocks
+    }
+}
+
 /// How one product is shared among a device's blocks, and how a block uses its shared memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Cut {
@@ -205,17 +236,15 @@ struct Cut {
 }
 
 impl Cut {
-    /// All blocks read as much, up to 16 rows of the weight. `beside` are bytes of shared memory
-    /// that are needed beside a tile.
+    /// `beside` are bytes of shared memory that are needed beside a tile.
     fn new(
         processors: usize,
         rows: usize,
         weight_rows: usize,
         beside: impl Fn(usize) -> usize,
     ) -> Self {
-        let units = weight_rows.div_ceil(UNIT).div_ceil(processors);
-        let tile = units.div_ceil(units.div_ceil(UNITS_MAX)) * UNIT;
-        let blocks = weight_rows.div_ceil(tile).min(processors);
+        let tiles = Tiles::new(processors, weight_rows);
+        let Tiles { blocks, tile, .. } = tiles;
         let boxes = (STAGE_BYTES / (tile * BOX_ROW_BYTES)).clamp(1, BOXES_MAX);
         let weight = boxes * tile * BOX_ROW_BYTES;
         let stage = weight + boxes * rows * BOX_ROW_BYTES;
@@ -223,7 +252,7 @@ impl Cut {
         let room =
             SHARED_BYTES - 2 * BARRIERS_BYTES - beside(tile).next_multiple_of(BARRIERS_BYTES);
         // Behind its only tile, a block has no use for the ring.
-        let alone = weight_rows.div_ceil(tile) <= blocks;
+        let alone = tiles.one_each();
         let ring = if alone { room } else { room - sums };
         let stages = (ring / stage).min(STAGES_MAX);
         let team = tile.div_ceil(UNITS_OF_WARP * UNIT).next_power_of_two();
@@ -322,7 +351,7 @@ mod tests {
     fn shared_memory_holds_ring_sums_and_what_is_beside() {
         let stage = |cut: &Cut, rows| cut.boxes * (cut.tile + rows) * BOX_ROW_BYTES;
         let only = cut(8, 4096, 0);
-        assert_eq!((only.boxes, only.stages, only.flight, only.flight_beside), (4, 9, 4, 2));
+        assert_eq!((only.boxes, only.stages, only.flight, only.flight_beside), (4, 9, 6, 4));
         assert_eq!(only.sums, BARRIERS_BYTES);
         // More than one tile each: sums have a place of their own.
         let head = cut(8, 128_256, 0);
