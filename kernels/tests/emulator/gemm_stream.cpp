@@ -1,0 +1,220 @@
+// gemm_stream.cu, on as few multiprocessors as make its rings go round and its tiles differ.
+#include "device.h"
+
+#define ELEMENT_BF16
+#include "gemm_stream.cu"
+
+typedef std::vector<Element> Elements;
+
+static Elements some(size_t count, float scale) {
+    Elements elements(count);
+    for (Element& element : elements) from_f32(element, any() * scale);
+    return elements;
+}
+
+static u32 divide_up(u32 a, u32 b) { return (a + b - 1) / b; }
+static u32 align(u32 at, u32 to) { return divide_up(at, to) * to; }
+
+constexpr u32 PROCESSORS = 4, DYNAMIC_BYTES = 200 << 10;
+
+// As kernels/src/cuda/gemm_stream.rs cuts a product.
+struct Cut {
+    u32 blocks, tile, boxes, stages, team, teams, flight, flight_beside, sums, beside;
+
+    Cut(u32 rows, u32 weight_rows, std::function<u32(u32)> bytes_beside) {
+        const u32 units = divide_up(divide_up(weight_rows, 16), PROCESSORS);
+        tile = divide_up(units, divide_up(units, 16)) * 16;
+        const u32 tiles = divide_up(weight_rows, tile);
+        blocks = min(tiles, PROCESSORS);
+        boxes = max(1u, min(8u, (16u << 10) / (tile * BOX_ROW_BYTES)));
+        const u32 weight = boxes * tile * BOX_ROW_BYTES;
+        const u32 stage = weight + boxes * rows * BOX_ROW_BYTES;
+        const u32 all_sums = WARPS * rows * STRIDE * sizeof(float);
+        const u32 room = DYNAMIC_BYTES - 2048 - align(bytes_beside(tile), 1024);
+        const bool alone = tiles <= blocks;
+        const u32 most = min((alone ? room : room - all_sums) / stage, STAGES_MAX);
+        for (team = 1; team * UNITS * 16 < tile; team *= 2) {}
+        stages = 0;
+        const u32 teams_max = WARPS / team;
+        const u32 fewest = max(1u, min(min(3u, teams_max), most / 2));
+        for (u32 some = fewest; some <= min(teams_max, most); some++) {
+            if (most / some * some >= stages) teams = some, stages = most / some * some;
+        }
+        sums = 1024 + (alone ? 0 : stages * stage), beside = 1024 + room;
+        auto under_way = [&](u32 bytes) {
+            return max(1u, min(stages, bytes * PROCESSORS / (blocks * weight)));
+        };
+        flight = under_way(96 << 10), flight_beside = under_way(64 << 10);
+    }
+};
+
+struct PairShape {
+    u32 rank, blocks;
+};
+typedef std::vector<std::array<PairShape, 2>> Slots;
+struct Share {
+    u32 slot, rows;
+};
+constexpr u32 NOBODY = ~0u;
+
+// Adapters of a product's two targets.
+struct AdapterSet {
+    std::vector<Elements> factors;
+    std::vector<LoraPair> pairs;
+    std::vector<Segment> segments;
+    std::vector<float> h;  // [splits, rows, h_stride]
+    u32 h_stride = 0, count = 0, splits, rows = 0;
+
+    AdapterSet(const Slots& slots, const std::vector<Share>& shares, u32 splits, u32 first, u32 all)
+        : splits(splits) {
+        factors.reserve(slots.size() * 2);
+        for (const auto& slot : slots) add_slot(slot, {first, all - first});
+        h_stride = align(h_stride, 8);
+        for (const Share& share : shares) {
+            if (share.slot != NOBODY) segments.push_back({share.slot, rows, share.rows});
+            rows += share.rows;
+        }
+        count = segments.size();
+        h.resize(size_t{splits} * rows * h_stride);
+        for (float& value : h) value = any();
+    }
+
+    void add_slot(const std::array<PairShape, 2>& slot, std::array<u32, 2> targets) {
+        u32 column = 0, ranks = 0;
+        for (u32 target = 0; target < 2; target++) {
+            const auto [rank, blocks] = slot[target];
+            LoraPair pair = {};
+            if (rank > 0) {
+                factors.push_back(some(size_t{targets[target]} * (rank / blocks), 1.0f));
+                pair = {nullptr, factors.back().data(), rank, rank, 1, blocks, column,
+                        targets[target], 0, ranks};
+            }
+            pairs.push_back(pair);
+            column += targets[target], ranks += rank;
+        }
+        h_stride = max(h_stride, ranks);
+    }
+
+    // What they add to an output of a row.
+    double sum(u32 row, u32 output) const {
+        double sum = 0.0;
+        for (const Segment& segment : segments) {
+            if (row < segment.row || row >= segment.row + segment.rows) continue;
+            for (u32 target = 0; target < 2; target++) {
+                const LoraPair& pair = pairs[segment.slot * 2 + target];
+                const u32 column = output - pair.output;
+                if (pair.shrink_rank > 0 && column < pair.outputs) sum += sum_of(pair, row, column);
+            }
+        }
+        return sum;
+    }
+
+    double sum_of(const LoraPair& pair, u32 row, u32 column) const {
+        const u32 ranks = pair.expand_rank / pair.b_blocks;
+        const u32 block = column / (pair.outputs / pair.b_blocks);
+        double sum = 0.0;
+        for (u32 rank = 0; rank < ranks; rank++) {
+            float shrunk = 0.0f;
+            for (u32 split = 0; split < splits; split++) {
+                const size_t at = (size_t{split} * rows + row) * h_stride;
+                shrunk += h[at + pair.h + block * ranks + rank];
+            }
+            Element rounded;
+            from_f32(rounded, shrunk);
+            sum += to_f32(rounded) * to_f32(pair.b[size_t{column} * ranks + rank]);
+        }
+        return sum;
+    }
+};
+
+struct Shape {
+    u32 rows, inputs, outputs, parts;
+};
+
+static void check(Shape shape, bool biased, AdapterSet* adapters = nullptr) {
+    const auto [rows, inputs, outputs, parts] = shape;
+    const u32 all = outputs * parts, most = rows <= 8 ? 8 : rows <= 16 ? 16 : 32;
+    const Elements weight = some(size_t{all} * inputs, 0.125f);
+    const Elements x = some(size_t{rows} * inputs, 1.0f);
+    const Elements bias = some(all, 1.0f);
+    Elements out(size_t{rows} * outputs, Element{0x7fc0});
+    AdaptersParams beside = {};
+    u32 places = 0;
+    if (adapters) {
+        const u32 shrunk = align(rows * 2 * sizeof(Piece), 128);
+        const u32 ring = align(shrunk + rows * adapters->h_stride * sizeof(Element), 128);
+        places = ring + SLOTS * SLOT_BYTES;
+        beside = {adapters->pairs.data(), adapters->segments.data(), &adapters->count,
+                  adapters->h.data(), nullptr, 2, adapters->splits, adapters->h_stride,
+                  0, shrunk, ring, places};
+    }
+    const Cut cut(most, all, [&](u32 tile) {
+        return adapters ? places + rows * (tile + 4) * u32{sizeof(float)} : 0;
+    });
+    for (u32* place : {&beside.pieces, &beside.shrunk, &beside.ring, &beside.sums}) {
+        *place += cut.beside;
+    }
+    GemmStreamParams p = {};
+    reinterpret_cast<Matrix&>(p.weight) = {weight.data(), parts, outputs, inputs,
+                                           cut.tile / parts, cut.boxes, parts};
+    reinterpret_cast<Matrix&>(p.x) = {x.data(), 1, rows, inputs, most, cut.boxes, 1};
+    p.bias = biased ? bias.data() : nullptr, p.out = out.data(), p.adapters = beside;
+    p.rows = rows, p.inputs = inputs, p.outputs = outputs, p.parts = parts, p.tile = cut.tile;
+    p.boxes = cut.boxes, p.stages = cut.stages, p.team = cut.team, p.teams = cut.teams;
+    p.flight = cut.flight, p.flight_beside = cut.flight_beside, p.ring = 1024, p.sums = cut.sums;
+    launch(cut.blocks, adapters ? ADAPTED_THREADS : THREADS, [&] {
+        if (adapters) return most == 8 ? gemm<1, true>(p) : gemm<2, true>(p);
+        most == 8 ? gemm<1, false>(p) : most == 16 ? gemm<2, false>(p) : gemm<4, false>(p);
+    });
+    auto sum = [&](u32 row, u32 output) {
+        double sum = biased ? to_f32(bias[output]) : 0.0;
+        for (u32 i = 0; i < inputs; i++) {
+            const Element w = weight[size_t{output} * inputs + i];
+            sum += to_f32(x[size_t{row} * inputs + i]) * to_f32(w);
+        }
+        return sum + (adapters ? adapters->sum(row, output) : 0.0);
+    };
+    for (u32 row = 0; row < rows; row++) {
+        for (u32 output = 0; output < outputs; output++) {
+            double want = sum(row, output);
+            if (parts == 2) want = want / (1.0 + exp(-want)) * sum(row, outputs + output);
+            const double got = to_f32(out[size_t{row} * outputs + output]);
+            if (fabs(got - want) <= 1e-2 * (1.0 + fabs(want))) continue;
+            printf("row %u, output %u is %f, not %f\n", row, output, got, want);
+            fail("gemm_stream with rows", rows);
+        }
+    }
+}
+
+int main(int, char** arguments) {
+    device.chance.seed(atoi(arguments[1]));
+    const std::vector<Shape> shapes = {
+        {1, 1024, 96, 1},  {5, 4096, 64, 1},   {8, 2048, 200, 1},  {13, 1088, 160, 1},
+        {16, 64, 1100, 1}, {3, 128, 50, 1},    {5, 192, 2500, 1},  {16, 640, 1500, 1},
+        {17, 1088, 140, 1}, {29, 2048, 250, 1}, {32, 192, 900, 1}, {8, 320, 72, 2},
+        {31, 320, 72, 2},  {7, 1024, 448, 2}};
+    for (const Shape& shape : shapes) {
+        check(shape, shape.parts == 1 && shape.rows % 2 == 1);
+    }
+    const Slots even = {{{{16, 1}, {16, 1}}}, {{{64, 1}, {0, 1}}}, {{{128, 1}, {24, 1}}},
+                        {{{0, 1}, {256, 1}}}, {{{8, 1}, {96, 1}}}};
+    const Slots odd = {{{{1, 1}, {3, 1}}}, {{{12, 1}, {6, 1}}}, {{{36, 1}, {0, 1}}},
+                       {{{0, 1}, {33, 1}}}, {{{7, 1}, {20, 1}}}};
+    const Slots diagonal = {{{{64, 8}, {32, 4}}}};
+    auto adapted = [](Shape shape, const Slots& slots, const std::vector<Share>& shares,
+                      u32 splits) {
+        const u32 all = shape.outputs * shape.parts;
+        const u32 first = shape.parts == 2 ? shape.outputs : all / 32 * 16;
+        AdapterSet adapters(slots, shares, splits, first, all);
+        check(shape, shape.parts == 1, &adapters);
+    };
+    for (const Slots& slots : {even, odd}) {
+        adapted({1, 1088, 128, 1}, slots, {{2, 1}}, 2);
+        adapted({8, 1024, 192, 1}, slots, {{NOBODY, 2}, {0, 1}, {1, 1}, {2, 1}, {3, 1}, {4, 2}}, 1);
+        adapted({8, 2048, 96, 2}, slots, {{4, 8}}, 3);
+        adapted({13, 512, 512, 1}, slots, {{1, 8}, {1, 2}, {NOBODY, 3}}, 1);
+        adapted({16, 576, 448, 2}, slots, {{1, 8}, {0, 5}, {3, 2}, {NOBODY, 1}}, 2);
+    }
+    adapted({6, 256, 512, 1}, diagonal, {{0, 4}, {NOBODY, 1}, {0, 1}}, 1);
+    printf("gemm_stream.cu is right, seed %s\n", arguments[1]);
+}
