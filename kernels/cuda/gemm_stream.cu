@@ -182,9 +182,7 @@ struct Warp {
             wait_phase(block.x_landed(turn.stage), turn.round % 2);
             const u32 weight = block.weight_of(turn.stage) + weight_place;
             const u32 x = block.x_of(turn.stage) + x_place;
-            // With adapters it has to do with few registers: of the kernels beside this one, more
-            // would leave no room for attention.
-            ADAPTED ? multiply_in_turn<COUNT>(weight, x) : multiply_ahead<COUNT>(weight, x);
+            multiply<COUNT>(weight, x);
             __syncwarp();
             if (lane == 0) arrive(block.used(turn.stage));
             turn.stage += teams;
@@ -193,24 +191,10 @@ struct Warp {
         turn.chunk -= block.chunks;
     }
 
-    // One warp's part of a stage, step by step. Steps of a box lie where its parts are swapped to.
+    // One warp's part of a stage: while a step is multiplied, the next one is loaded. Steps of a box
+    // lie where its parts are swapped to.
     template <int COUNT>
-    __device__ void multiply_in_turn(u32 weight, u32 x) {
-        const u32 weight_box = block.p.tile * BOX_ROW_BYTES;
-        for (u32 box = 0; box < block.p.boxes; box++) {
-#pragma unroll
-            for (u32 step = 0; step < STEPS_OF_BOX; step++) {
-                Operands<COUNT, COLUMNS> operands;
-                operands.load(weight ^ step * APART, x ^ step * APART);
-                multiply_add_all(operands);
-            }
-            weight += weight_box, x += ROWS * BOX_ROW_BYTES;
-        }
-    }
-
-    // The same: while a step is multiplied, the next one is loaded.
-    template <int COUNT>
-    __device__ void multiply_ahead(u32 weight, u32 x) {
+    __device__ void multiply(u32 weight, u32 x) {
         const u32 boxes = block.p.boxes, weight_box = block.p.tile * BOX_ROW_BYTES;
         Operands<COUNT, COLUMNS> even, odd;
         even.load(weight, x);
