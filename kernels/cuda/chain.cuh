@@ -3,6 +3,13 @@
 // weights.
 #pragma once
 
+// A kernel of blocks of so many threads and no more registers each: kernels beside it need the rest.
+#if __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1204
+#define REGISTERS(COUNT, THREADS) __maxnreg__(COUNT)
+#else
+#define REGISTERS(COUNT, THREADS) __launch_bounds__(THREADS, 1)
+#endif
+
 // Lets the next kernel in: a block of it is placed once all blocks of this one have said so.
 __device__ inline void let_next_in() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900

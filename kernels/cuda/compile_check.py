@@ -25,6 +25,7 @@ TENSOR_CORES = {  # not compiled for f32
     "attention_tiles.cu",
     "gemm_stream.cu",
     "lora_decode_expand.cu",
+    "lora_decode_gated.cu",
     "lora_decode_shrink.cu",
     "lora_gated.cu",
     "lora_rows.cu",

@@ -378,14 +378,8 @@ GEMM_STREAM(gemm_stream_32, 4)
 
 // With adapters a block has one tile, and no more registers than leave room for the kernels that are
 // to be ready beside it: attention, and where there are more rows, the next shrink.
-#if __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1204
-#define REGISTERS(COUNT) __maxnreg__(COUNT)
-#else
-#define REGISTERS(COUNT) __launch_bounds__(ADAPTED_THREADS, 1)
-#endif
-
 #define GEMM_ADAPTED(NAME, COLUMNS, COUNT)                         \
-    extern "C" __global__ void REGISTERS(COUNT)                    \
+    extern "C" __global__ void REGISTERS(COUNT, ADAPTED_THREADS)   \
         NAME(const __grid_constant__ GemmStreamParams p) {         \
         gemm<COLUMNS, true>(p);                                    \
     }

@@ -13,7 +13,7 @@
 
 constexpr int THREADS = 256, WARPS = THREADS / 32;
 constexpr u32 ROWS = 8;
-constexpr u32 PIECES = 8;  // that a block looks up at once
+constexpr u32 PIECES = 16;  // that a block looks up at once
 
 // 8 elements from `at` on, zeros from `end` on.
 __device__ inline uint4 eight(const Element* row, u32 at, u32 end, bool aligned) {

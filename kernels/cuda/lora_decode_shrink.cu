@@ -10,6 +10,11 @@ struct ShrinkPiece {
 
 constexpr int AHEAD = 4;  // steps of 32 inputs on their way
 
+// What a warp has on its way at once, of both operands.
+struct Inputs {
+    uint4 a[AHEAD], x[AHEAD];
+};
+
 // One warp's part of a piece: lane l = 4 g + t holds, of every 32 inputs, those from 8 t on: of
 // lora rank g, and of row g.
 struct Part {
@@ -27,32 +32,33 @@ struct Part {
         aligned = (tile.inputs | tile.input | p.width) % 8 == 0;
     }
 
-    __device__ void fetch_a(uint4 (&a)[AHEAD], u32 step) const {
-        const ShrinkTile& tile = piece.tile;
+    // AHEAD steps of this lane's row.
+    __device__ void fetch(uint4 (&to)[AHEAD], const Element* row, bool exists, u32 step) const {
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
-            const Element* row = tile.a + static_cast<u64>(g) * tile.inputs;
-            const u32 last = g < tile.rows && step + i < end ? tile.inputs : 0;
-            a[i] = eight(row, (step + i) * 32 + t * 8, last, aligned);
+            const u32 last = exists && step + i < end ? piece.tile.inputs : 0;
+            to[i] = eight(row, (step + i) * 32 + t * 8, last, aligned);
         }
     }
 
-    // sums of row g, lora ranks 2 t and the next; the other two rows of a product are empty.
-    __device__ void multiply(const uint4 (&a)[AHEAD], u32 step, float (&sums)[4]) const {
+    __device__ void fetch_a(Inputs& to, u32 step) const {
         const ShrinkTile& tile = piece.tile;
-        uint4 x[AHEAD];
+        fetch(to.a, tile.a + static_cast<u64>(g) * tile.inputs, g < tile.rows, step);
+    }
+
+    __device__ void fetch_x(Inputs& to, u32 step) const {
+        const Element* row = p.x + static_cast<u64>(piece.segment.row + g) * p.width;
+        fetch(to.x, row + piece.tile.input, g < piece.segment.rows, step);
+    }
+
+    // sums of row g, lora ranks 2 t and the next; the other two rows of a product are empty.
+    static __device__ void multiply(const Inputs& inputs, float (&sums)[4]) {
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
-            const Element* row =
-                p.x + static_cast<u64>(piece.segment.row + g) * p.width + tile.input;
-            const u32 last = g < piece.segment.rows && step + i < end ? tile.inputs : 0;
-            x[i] = eight(row, (step + i) * 32 + t * 8, last, aligned);
-        }
-#pragma unroll
-        for (int i = 0; i < AHEAD; i++) {
-            const u32 first[4] = {x[i].x, 0, x[i].y, 0}, second[4] = {x[i].z, 0, x[i].w, 0};
-            multiply_add(sums, first, a[i].x, a[i].y);
-            multiply_add(sums, second, a[i].z, a[i].w);
+            const uint4 a = inputs.a[i], x = inputs.x[i];
+            const u32 first[4] = {x.x, 0, x.y, 0}, second[4] = {x.z, 0, x.w, 0};
+            multiply_add(sums, first, a.x, a.y);
+            multiply_add(sums, second, a.z, a.w);
         }
     }
 
@@ -71,16 +77,16 @@ struct Part {
         p.h[row * p.h_stride + piece.tile.h + j] = sum;
     }
 
-    // `a` has the first inputs; meanwhile it comes to hold those of `next`.
-    __device__ void run(uint4 (&a)[AHEAD], const ShrinkPiece* next) const {
+    // `inputs` has the first ones; meanwhile it comes to hold those of `next`.
+    __device__ void run(Inputs& inputs, const ShrinkPiece* next) const {
         float sums[4] = {};
         for (u32 step = begin; step < end; step += AHEAD) {
-            if (step > begin) fetch_a(a, step);
-            multiply(a, step, sums);
+            if (step > begin) fetch_a(inputs, step), fetch_x(inputs, step);
+            multiply(inputs, sums);
         }
         if (next) {
             const Part part(p, *next);
-            part.fetch_a(a, part.begin);
+            part.fetch_a(inputs, part.begin), part.fetch_x(inputs, part.begin);
         }
         if (piece.tile.rows > 0) write(sums);
     }
@@ -93,8 +99,7 @@ __device__ inline void wait_for_x(const LoraDecodeParams& p) {
 }
 
 // A is on its way before the kernel that makes x has ended.
-extern "C" __global__ void __launch_bounds__(THREADS, 3)
-    lora_decode_shrink(LoraDecodeParams p) {
+extern "C" __global__ void REGISTERS(72, THREADS) lora_decode_shrink(LoraDecodeParams p) {
     const u32 each = p.shrink_tiles * p.splits;
     bool waited = false;
     auto look_up = [&](u32 item) {
@@ -104,13 +109,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3)
                            item % p.splits};
     };
     for_each_piece<ShrinkPiece>(p, each, look_up, [&](const ShrinkPiece* pieces, u32 count) {
-        uint4 a[AHEAD];
+        Inputs inputs;
         const Part first(p, pieces[0]);
-        first.fetch_a(a, first.begin);
+        first.fetch_a(inputs, first.begin);
         if (!waited) wait_for_x(p);
         waited = true;
+        first.fetch_x(inputs, first.begin);
         for (u32 i = 0; i < count; i++) {
-            Part(p, pieces[i]).run(a, i + 1 < count ? pieces + i + 1 : nullptr);
+            Part(p, pieces[i]).run(inputs, i + 1 < count ? pieces + i + 1 : nullptr);
         }
     });
     if (!waited) wait_for_x(p);

@@ -17,7 +17,7 @@ struct Segment {
 };
 static_assert(sizeof(Segment) == 12, "kernels/src/cuda/step.rs has the twin");
 
-constexpr u32 PADDING = ~0u;
+constexpr u32 PADDING = ~0u, NO_SLOT = ~0u;
 
 // On a token that is not known to the host: the rest is its place among those that the step before
 // drew.
@@ -212,16 +212,17 @@ struct LoraDecodeParams {
     const Segment* segments;
     const u32* segment_count;
     const Element* x;  // shrink: [rows, width]
-    Element* y;        // expand: [rows, width]
+    Element* y;        // expand: [rows, width]; gated: [rows, 2, width]
+    Element* out;      // gated: [rows, width]
     float* h;          // [splits, rows, h_stride]
     Word* told;        // shrink: where to say that x is there, or null
     u32 rows, width, h_stride, splits, shrink_tiles, targets;
     u32 columns;  // expand: of a tile
     u32 staged;   // expand: shrunk activations of a row that there is room for
-    u32 tile_end[TARGETS_MAX];       // expand: tiles up to the end of a target
+    u32 tile_end[TARGETS_MAX];       // expand: tiles up to the end of a target; gated: of both
     u32 target_column[TARGETS_MAX];  // where a target starts in the site's output row
 };
-static_assert(sizeof(LoraDecodeParams) == 160, "kernels/src/cuda/lora_decode.rs has the twin");
+static_assert(sizeof(LoraDecodeParams) == 168, "kernels/src/cuda/lora_decode.rs has the twin");
 
 struct LoraRowsParams {
     LoraParams lora;

@@ -112,11 +112,22 @@ impl Gemm {
     }
 
     pub fn run(&mut self, device: &Device, rows: usize, mut operands: Operands<'_>) -> Result<()> {
-        let Operands { weight, bias, .. } = operands;
-        let (inputs, outputs, out) = (weight.cols, weight.rows, operands.out.dtype());
-        if rows == 0 || outputs == 0 || self.stream(device, (rows, 1), &mut operands, None)? {
+        let none = rows == 0 || operands.weight.rows == 0;
+        if none || self.stream(device, (rows, 1), &mut operands, None)? {
             return Ok(());
         }
+        self.run_large(device, rows, operands)
+    }
+
+    /// The same by cuBLASLt.
+    pub fn run_large(
+        &mut self,
+        device: &Device,
+        rows: usize,
+        mut operands: Operands<'_>,
+    ) -> Result<()> {
+        let Operands { weight, bias, .. } = operands;
+        let (inputs, outputs, out) = (weight.cols, weight.rows, operands.out.dtype());
         let shape = Shape {
             rows,
             inputs,

@@ -46,7 +46,7 @@ const PLAIN: [(usize, &str); 3] =
     [(8, "gemm_stream_8"), (16, "gemm_stream_16"), (32, "gemm_stream_32")];
 const ADAPTED: [(usize, &str); 2] = [(8, "gemm_adapted_8"), (16, "gemm_adapted_16")];
 
-const ROWS_ADAPTED: usize = ADAPTED[ADAPTED.len() - 1].0;
+pub const ROWS_ADAPTED: usize = ADAPTED[ADAPTED.len() - 1].0;
 const ROWS_MAX: usize = PLAIN[PLAIN.len() - 1].0;
 
 /// Rows up to which any weight is taken. More of them are so much of x that blocks with small tiles

@@ -1,4 +1,5 @@
-//! Launches `lora_decode_shrink.cu` and `lora_decode_expand.cu`: steps that graphs serve.
+//! Launches `lora_decode_shrink.cu`, `lora_decode_expand.cu` and `lora_decode_gated.cu`: steps that
+//! graphs serve.
 //!
 //! A launch is sized by what is loaded at the site, not by what the batch names, so that it can be
 //! recorded once for every mix of adapters.
@@ -28,6 +29,7 @@ pub struct LoraDecodeParams {
     segment_count: u64,
     x: u64,
     y: u64,
+    out: u64,
     h: u64,
     told: u64,
     rows: u32,
@@ -42,7 +44,7 @@ pub struct LoraDecodeParams {
     target_column: [u32; TARGETS_MAX],
 }
 
-const _: () = assert!(size_of::<LoraDecodeParams>() == 160);
+const _: () = assert!(size_of::<LoraDecodeParams>() == 168);
 
 /// Up to [`TILE_RANKS`] rows of one A, as the kernel finds them; `rows` is 0 where there are none.
 #[repr(C)]
@@ -64,9 +66,10 @@ unsafe impl Plain for ShrinkTile {}
 /// Lora ranks of a tile of shrink.
 const TILE_RANKS: u32 = 8;
 
-/// Output columns of a tile of expand, as the launch chooses, and what a tile costs besides, in
-/// bytes that a block could have read.
+/// Output columns of a tile of expand, as the launch chooses, of one of both parts where it is
+/// gated, and what a tile costs besides, in bytes that a block could have read.
 const TILE_COLUMNS: [usize; 3] = [256, 512, 1024];
+const GATED_COLUMNS: [usize; 3] = [128, 256, 512];
 const TILE_COST: usize = 8 << 10;
 
 /// Bytes of an element: the kernels take no other.
@@ -93,22 +96,28 @@ pub const SPLITS_MAX: usize = 16;
 /// Shrunk activations of a row are that many, or a multiple: 16 bytes of them once rounded.
 const H_ALIGNMENT: usize = 8;
 
-/// Both kernels.
+/// The kernels.
 pub struct LoraDecode {
     shrink: Kernel<LoraDecodeParams>,
     expand: Kernel<LoraDecodeParams>,
+    gated: Kernel<LoraDecodeParams>,
 }
 
 impl LoraDecode {
     /// `None` where they are not compiled.
     pub fn new(programs: &Programs) -> Result<Option<Self>> {
-        let (shrink, expand) = ("lora_decode_shrink", "lora_decode_expand");
+        let [shrink, expand, gated] =
+            ["lora_decode_shrink", "lora_decode_expand", "lora_decode_gated"];
         if programs.module(shrink).is_none() {
             return Ok(None);
         }
         let most = expand_shared_bytes(STAGED_MAX, TILE_COLUMNS[2]);
-        let expand = Kernel::new(programs, expand, expand)?.allow_shared(most)?;
-        Ok(Some(Self { shrink: Kernel::new(programs, shrink, shrink)?, expand }))
+        let most_gated = 2 * expand_shared_bytes(STAGED_MAX, GATED_COLUMNS[2]);
+        Ok(Some(Self {
+            shrink: Kernel::new(programs, shrink, shrink)?,
+            expand: Kernel::new(programs, expand, expand)?.allow_shared(most)?,
+            gated: Kernel::new(programs, gated, gated)?.allow_shared(most_gated)?,
+        }))
     }
 }
 
@@ -152,6 +161,11 @@ impl DecodeTable {
     /// Tiles of a slot.
     pub fn tiles(&self) -> usize {
         self.tiles
+    }
+
+    /// Lora ranks of the largest pair, as expand stages them.
+    pub fn staged(&self) -> usize {
+        self.staged
     }
 
     /// Floats from a row's shrunk activations to the next one's.
@@ -204,6 +218,13 @@ impl DecodeTable {
         writer.finish()
     }
 
+    /// Segments that a step of so many rows is likely to have: one an adapter, but of no more than
+    /// [`ROWS`] rows.
+    fn segments(&self, rows: usize) -> usize {
+        let loaded = self.slots.iter().filter(|tiles| !tiles.is_empty()).count();
+        rows.min(loaded + rows / ROWS)
+    }
+
     /// Floats that shrink writes for `rows` rows; 0 where nothing was ever loaded.
     pub fn len(&self, rows: usize) -> usize {
         self.splits * rows * self.h_stride
@@ -217,6 +238,7 @@ impl DecodeTable {
             segment_count: step.segments.count,
             x: 0,
             y: 0,
+            out: 0,
             h: 0,
             told: 0,
             rows: to_u32(step.rows),
@@ -242,15 +264,10 @@ struct Tiles {
 }
 
 impl Tiles {
-    /// The cut that makes `blocks` work the least where every row has an adapter of its own, of a
-    /// lora rank of `staged`.
-    fn new(shape: &SiteShape, staged: usize, rows: usize, blocks: usize) -> Self {
+    /// The cut that makes `blocks` work the least, with so many segments of a rank of `staged`.
+    fn new(shape: &SiteShape, staged: usize, segments: usize, blocks: usize) -> Self {
         let count = |columns| shape.targets.iter().map(|it| it.div_ceil(columns)).sum::<usize>();
-        let cost = |columns: &usize| {
-            let bytes = columns * staged * SIXTEEN_BITS as usize;
-            (rows * count(*columns)).div_ceil(blocks) * (bytes + TILE_COST)
-        };
-        let columns = TILE_COLUMNS.into_iter().min_by_key(cost).unwrap_or(TILE_COLUMNS[0]);
+        let columns = cheapest(&TILE_COLUMNS, count, staged, (segments, blocks));
         let (mut end, mut first_column) = ([0; TARGETS_MAX], [0; TARGETS_MAX]);
         let (mut tiles, mut column) = (0, 0);
         for (target, outputs) in shape.targets.iter().enumerate() {
@@ -261,6 +278,20 @@ impl Tiles {
         }
         Self { columns, end, first_column, count: tiles }
     }
+}
+
+/// The width of tiles, `count` of them a segment, with which blocks have the least to do.
+fn cheapest(
+    widths: &[usize],
+    count: impl Fn(usize) -> usize,
+    staged: usize,
+    (segments, blocks): (usize, usize),
+) -> usize {
+    let cost = |columns: &usize| {
+        let bytes = columns * staged * SIXTEEN_BITS as usize;
+        (segments * count(*columns)).div_ceil(blocks) * (bytes + TILE_COST)
+    };
+    widths.iter().copied().min_by_key(cost).unwrap_or(widths[0])
 }
 
 /// The shrunk activations of [`ROWS`] rows, and a tile of results.
@@ -321,7 +352,7 @@ pub fn expand(device: &Device, h: &Buf, site: &Site, step: &Step, y: &mut Buf) -
         return Ok(());
     };
     let (width, blocks) = (site.shape.output(), EXPAND_BLOCKS * device.processors);
-    let tiles = Tiles::new(&site.shape, table.staged, step.rows, blocks);
+    let tiles = Tiles::new(&site.shape, table.staged, table.segments(step.rows), blocks);
     let params = LoraDecodeParams {
         y: y.address(device.dtype, step.rows * width),
         h: h.address(DType::F32, table.len(step.rows)),
@@ -334,6 +365,39 @@ pub fn expand(device: &Device, h: &Buf, site: &Site, step: &Step, y: &mut Buf) -
     let grid = Grid::of((step.rows * tiles.count).min(blocks), THREADS);
     let shared_bytes = expand_shared_bytes(table.staged, tiles.columns);
     device.launch(&kernels.expand, grid.shared(shared_bytes), &params)
+}
+
+/// `out = silu(gate) * up`, with what adapters add to both. False if it is not for this.
+pub fn expand_silu_mul(
+    device: &Device,
+    h: &Buf,
+    (site, step): (&Site, &Step),
+    (gate_up, width): (&Buf, usize),
+    out: &mut Buf,
+) -> Result<bool> {
+    let (table, blocks) = (&site.decode, EXPAND_BLOCKS * device.processors);
+    let serves = table.tiles > 0 && site.shape.targets == [width; 2] && width.is_multiple_of(8);
+    let Some(kernels) = device.kernels.lora_decode.as_ref().filter(|_| serves) else {
+        return Ok(false);
+    };
+    let count = |columns| width.div_ceil(columns);
+    let columns =
+        cheapest(&GATED_COLUMNS, count, 2 * table.staged, (table.segments(step.rows), blocks));
+    let params = LoraDecodeParams {
+        segments: step.segments.all.0,
+        segment_count: step.segments.all.1,
+        y: gate_up.address(device.dtype, step.rows * 2 * width),
+        out: out.address(device.dtype, step.rows * width),
+        h: h.address(DType::F32, table.len(step.rows)),
+        width: to_u32(width),
+        columns: to_u32(columns),
+        tile_end: [to_u32(count(columns)); TARGETS_MAX],
+        ..table.params(site, step)
+    };
+    let grid = Grid::of((step.rows * count(columns)).min(blocks), THREADS);
+    let shared_bytes = 2 * expand_shared_bytes(table.staged, columns);
+    device.launch(&kernels.gated, grid.shared(shared_bytes), &params)?;
+    Ok(true)
 }
 
 #[cfg(test)]

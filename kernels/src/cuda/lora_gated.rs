@@ -12,6 +12,7 @@ use crate::error::Result;
 use super::device::{Device, Grid, Kernel, to_u32};
 use super::gemm::Gemm;
 use super::lora::{PairEntry, Site};
+use super::lora_decode;
 use super::lora_expand::{expand_others, lora_expand};
 use super::lora_long::{Long, LongSegments};
 use super::memory::Buf;
@@ -130,6 +131,11 @@ pub fn lora_expand_silu_mul(
     out: &mut Buf,
 ) -> Result<()> {
     let len = site.len(step, Exchange::None);
+    let decode = step.alike.is_some() && len > 0;
+    let sides = (site, step);
+    if decode && lora_decode::expand_silu_mul(device, h, sides, (&*gate_up, width), out)? {
+        return Ok(());
+    }
     let serves = len > 0 && step.alike.is_none() && width.is_multiple_of(COLUMNS);
     let Some(kernel) = device.kernels.lora_gated.as_ref().filter(|_| serves) else {
         lora_expand((device, gemm), h, site, step, Exchange::None, gate_up)?;

@@ -38,12 +38,13 @@ macro_rules! embedded {
 
 const HEADERS: &[Source] = embedded!(
     ".cuh": "adapters", "add_norm", "attention", "bulk", "chain", "element", "lora", "lora_decode",
-    "mma", "paged", "params", "peer", "reduce"
+    "lora_decode_expand", "mma", "paged", "params", "peer", "reduce"
 );
 
 const SOURCES: &[Source] = embedded!(
     ".cu": "add_rms_norm", "attention_decode", "attention_rows", "attention_tiles",
-    "choose", "embed", "gemm_stream", "head_norm", "lora_decode_expand", "lora_decode_shrink",
+    "choose", "embed", "gemm_stream", "head_norm", "lora_decode_expand", "lora_decode_gated",
+    "lora_decode_shrink",
     "lora_expand", "lora_gated", "lora_rows", "lora_shrink", "peer_gather", "peer_reduce",
     "peer_reduce_norm", "pick_rows", "rms_norm", "rope_kv_store", "round", "silu_mul"
 );
@@ -54,6 +55,7 @@ const SIXTEEN_BIT_ONLY: &[&str] = &[
     "attention_tiles",
     "gemm_stream",
     "lora_decode_expand",
+    "lora_decode_gated",
     "lora_decode_shrink",
     "lora_gated",
     "lora_rows",

@@ -33,8 +33,9 @@ const _: () = assert!(size_of::<Index>() == 40);
 /// First row, rows, and start of the block table of a sequence.
 type SpanEntry = [u32; 3];
 
-/// Slot, first row and rows of a segment that has an adapter.
+/// Slot, first row and rows of a segment; [`NO_SLOT`] where it has no adapter.
 type SegmentEntry = [u32; 3];
+const NO_SLOT: u32 = u32::MAX;
 
 /// A batch as the kernels need it. Its memory is used again once it is dropped.
 pub struct Step {
@@ -69,6 +70,9 @@ pub struct Segments {
     pub address: u64,
     /// Of how many there are, on the device.
     pub count: u64,
+    /// Another list on the device, and of how many: those behind them, too, that have no adapter.
+    /// Only in steps alike.
+    pub all: (u64, u64),
     pub entries: Vec<Segment>,
 }
 
@@ -104,9 +108,12 @@ impl Step {
         let each: Vec<u32> = (0..rows as u32).collect();
         let each = words.add(&each);
         let spans = words.add_padded(spans(batch).as_flattened(), 3 * rows, 0);
-        let segments = pieces(&segments(batch));
+        let (segments, others) = (pieces(&segments(batch)), pieces(&segments_without(batch)));
+        let all = [segments.as_slice(), &others].concat();
         let count = words.add(&[segments.len() as u32]);
         let segments_at = words.add_padded(segments.as_flattened(), 3 * rows, 0);
+        let count_all = words.add(&[all.len() as u32]);
+        let all_at = words.add_padded(all.as_flattened(), 3 * rows, 0);
         let draws = words.add_padded(&[], rows * DRAW_WORDS, 0);
         let blocks = words.add_all(batch.blocks.iter().map(|block| block.0));
         add_draws(&mut words, draws, Draws::new(batch, rows));
@@ -125,7 +132,10 @@ impl Step {
             batch: Arc::clone(batch),
             singles: Work { address: at(each), count: rows },
             tiles: Work { address: 0, count: 0 },
-            segments: Segments::new(at(segments_at), at(count), &segments),
+            segments: Segments {
+                all: (at(all_at), at(count_all)),
+                ..Segments::new(at(segments_at), at(count), &segments)
+            },
             picked: Work { address: at(each), count: rows },
             draws: at(draws),
             _memory: None,
@@ -199,7 +209,8 @@ fn pieces(segments: &[SegmentEntry]) -> Vec<SegmentEntry> {
 
 impl Segments {
     fn new(address: u64, count: u64, entries: &[SegmentEntry]) -> Self {
-        Self { address, count, entries: entries.iter().map(Segment::new).collect() }
+        let entries = entries.iter().map(Segment::new).collect();
+        Self { address, count, all: (0, 0), entries }
     }
 
     /// The longest runs of those that `belongs` names by their places.
@@ -312,11 +323,19 @@ fn tiles(batch: &Batch) -> Vec<[u32; 2]> {
 }
 
 fn segments(batch: &Batch) -> Vec<SegmentEntry> {
-    let entry = |segment: &contract::step::Segment| {
-        Some([segment.slot?.0, segment.rows.start, segment.rows.end - segment.rows.start])
-    };
     let segments = batch.segments.iter().filter(|segment| !segment.rows.is_empty());
-    segments.filter_map(entry).collect()
+    segments.filter_map(|segment| Some(entry(segment.slot?.0, segment))).collect()
+}
+
+/// Those that have no adapter.
+fn segments_without(batch: &Batch) -> Vec<SegmentEntry> {
+    let segments = batch.segments.iter().filter(|segment| !segment.rows.is_empty());
+    let without = segments.filter(|segment| segment.slot.is_none());
+    without.map(|segment| entry(NO_SLOT, segment)).collect()
+}
+
+fn entry(slot: u32, segment: &contract::step::Segment) -> SegmentEntry {
+    [slot, segment.rows.start, segment.rows.end - segment.rows.start]
 }
 
 #[cfg(test)]
@@ -346,6 +365,7 @@ mod tests {
         assert_eq!(singles(&batch), [0, 131, 132]);
         assert_eq!(tiles(&batch), [[1, 129], [1, 1]]);
         assert_eq!(segments(&batch), [[7, 1, 130]]);
+        assert_eq!(segments_without(&batch), [[NO_SLOT, 0, 1], [NO_SLOT, 131, 2]]);
         assert_eq!(row_span(&batch)[130..], [1, 2, 3]);
         assert_eq!(spans(&batch)[1], [1, 130, 2]);
     }

@@ -110,6 +110,16 @@ struct ThreadIdx {
 };
 static ThreadIdx threadIdx;
 
+// What kernels declare, each array at a place of its own, behind what a block was launched with.
+inline unsigned static_end = 216 << 10;
+template <class T>
+unsigned static_place = (static_end += (sizeof(T) + 15) / 16 * 16) - (sizeof(T) + 15) / 16 * 16;
+template <class T>
+T& static_shared() {
+    if (static_end > SHARED_BYTES) fail("too many arrays in shared memory", static_end);
+    return *reinterpret_cast<T*>(device.own().shared + static_place<T>);
+}
+
 inline void give_way() {
     const unsigned block = device.block, thread = device.thread;
     swapcontext(&device.running().context, &device.scheduler);
