@@ -26,18 +26,18 @@ struct Gated {
     __device__ Gated(const LoraDecodeParams& p, unsigned char* shared)
         : p(p), tile(p, shared, part, 2) {}
 
-    // The row and the first column of a thread's n-th two results.
+    // The row of a thread's n-th two results, and the first column of all of them.
     __device__ u32 row_of(u32 n) const { return (n * THREADS + threadIdx.x) / (p.columns / 2); }
-    __device__ u32 column_of(u32) const { return threadIdx.x % (p.columns / 2) * 2; }
+    __device__ u32 column() const { return threadIdx.x % (p.columns / 2) * 2; }
 
     __device__ bool exists(const GatedPiece& piece, u32 n) const {
-        return row_of(n) < piece.segment().rows && column_of(n) < piece.columns;
+        return row_of(n) < piece.segment().rows && column() < piece.columns;
     }
 
     // In rows of so many columns.
     __device__ u64 place(const GatedPiece& piece, u32 n, u32 width) const {
         const u64 row = piece.segment().row + row_of(n);
-        return row * width + piece.first + column_of(n);
+        return row * width + piece.first + column();
     }
 
     __device__ void load_old(const GatedPiece& piece, Both (&old)[EACH], u32 first) const {
@@ -61,7 +61,7 @@ struct Gated {
 
     __device__ void write(const GatedPiece& piece, u32 n, const Both& old) const {
         const float* sums = tile.results - part * ROWS * tile.stride;
-        sums += row_of(n) * tile.stride + column_of(n);
+        sums += row_of(n) * tile.stride + column();
         float gate[2], up[2];
         widen(gate, old.gate), widen(up, old.up);
 #pragma unroll

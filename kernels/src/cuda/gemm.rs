@@ -111,15 +111,15 @@ impl Gemm {
         Ok(Self { plans: HashMap::new(), workspace, words, turn: 0, rounded, handle })
     }
 
+    /// One product, by what is faster for so many rows.
     pub fn run(&mut self, device: &Device, rows: usize, mut operands: Operands<'_>) -> Result<()> {
-        let none = rows == 0 || operands.weight.rows == 0;
-        if none || self.stream(device, (rows, 1), &mut operands, None)? {
-            return Ok(());
+        match self.stream(device, (rows, 1), &mut operands, None)? {
+            true => Ok(()),
+            false => self.run_large(device, rows, operands),
         }
-        self.run_large(device, rows, operands)
     }
 
-    /// The same by cuBLASLt.
+    /// The same by cuBLASLt, whatever the rows.
     pub fn run_large(
         &mut self,
         device: &Device,
@@ -128,6 +128,9 @@ impl Gemm {
     ) -> Result<()> {
         let Operands { weight, bias, .. } = operands;
         let (inputs, outputs, out) = (weight.cols, weight.rows, operands.out.dtype());
+        if rows == 0 || outputs == 0 {
+            return Ok(());
+        }
         let shape = Shape {
             rows,
             inputs,

@@ -120,9 +120,9 @@ impl GemmStream {
 
     /// Whether a product is one for these kernels.
     pub fn takes(device: &Device, size: &Size, adapters: Option<&Adapters<'_>>) -> bool {
-        let Size { rows, inputs, .. } = *size;
+        let Size { rows, inputs, outputs, .. } = *size;
         let tiles = Tiles::new(device.processors, size.weight_rows());
-        if rows == 0 || !inputs.is_multiple_of(BOX) {
+        if rows == 0 || outputs == 0 || !inputs.is_multiple_of(BOX) {
             return false;
         }
         match adapters {

@@ -367,7 +367,8 @@ pub fn expand(device: &Device, h: &Buf, site: &Site, step: &Step, y: &mut Buf) -
     device.launch(&kernels.expand, grid.shared(shared_bytes), &params)
 }
 
-/// `out = silu(gate) * up`, with what adapters add to both. False if it is not for this.
+/// `out = silu(gate) * up`, with what adapters add to both, in steps that graphs serve. False if it
+/// is not for this.
 pub fn expand_silu_mul(
     device: &Device,
     h: &Buf,
@@ -377,15 +378,14 @@ pub fn expand_silu_mul(
 ) -> Result<bool> {
     let (table, blocks) = (&site.decode, EXPAND_BLOCKS * device.processors);
     let serves = table.tiles > 0 && site.shape.targets == [width; 2] && width.is_multiple_of(8);
-    let Some(kernels) = device.kernels.lora_decode.as_ref().filter(|_| serves) else {
-        return Ok(false);
-    };
+    let kernels = device.kernels.lora_decode.as_ref().filter(|_| serves);
+    let (Some(kernels), Some(all)) = (kernels, step.segments.all) else { return Ok(false) };
     let count = |columns| width.div_ceil(columns);
     let columns =
         cheapest(&GATED_COLUMNS, count, 2 * table.staged, (table.segments(step.rows), blocks));
     let params = LoraDecodeParams {
-        segments: step.segments.all.0,
-        segment_count: step.segments.all.1,
+        segments: all.address,
+        segment_count: all.count,
         y: gate_up.address(device.dtype, step.rows * 2 * width),
         out: out.address(device.dtype, step.rows * width),
         h: h.address(DType::F32, table.len(step.rows)),

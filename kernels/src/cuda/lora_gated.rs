@@ -1,5 +1,6 @@
 //! Launches `lora_gated.cu`: expand to gate and up with the activation behind it, of long segments
-//! whose pairs it has room for. All others expand, and then have their activation, as ever.
+//! whose pairs it has room for. Steps that graphs serve have a kernel of their own
+//! (`lora_decode.rs`); all others expand, and then have their activation.
 
 use std::iter;
 use std::ops::Range;
@@ -130,12 +131,10 @@ pub fn lora_expand_silu_mul(
     (gate_up, width): (&mut Buf, usize),
     out: &mut Buf,
 ) -> Result<()> {
-    let len = site.len(step, Exchange::None);
-    let decode = step.alike.is_some() && len > 0;
-    let sides = (site, step);
-    if decode && lora_decode::expand_silu_mul(device, h, sides, (&*gate_up, width), out)? {
+    if lora_decode::expand_silu_mul(device, h, (site, step), (&*gate_up, width), out)? {
         return Ok(());
     }
+    let len = site.len(step, Exchange::None);
     let serves = len > 0 && step.alike.is_none() && width.is_multiple_of(COLUMNS);
     let Some(kernel) = device.kernels.lora_gated.as_ref().filter(|_| serves) else {
         lora_expand((device, gemm), h, site, step, Exchange::None, gate_up)?;

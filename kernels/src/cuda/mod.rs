@@ -25,6 +25,7 @@ mod step;
 mod embed;
 mod rms_norm;
 mod add_rms_norm;
+mod adapted;
 mod gemm;
 mod gemm_stream;
 mod beside;
@@ -73,7 +74,6 @@ use attention::Scratch;
 use cache::Cache;
 use device::Device;
 use gemm::Gemm;
-use gemm_stream::ROWS_ADAPTED;
 use graph::Graphs;
 use idle::Idle;
 use index::IndexPool;
@@ -91,10 +91,6 @@ pub use memory::Buf;
 pub use nccl::{Nccl, NcclEnd, NcclName, Place, nccl_version};
 pub use peer::{Peer, RANKS_MAX as PEERS_MAX};
 pub use peer_area::{PeerArea, reaches};
-
-/// Lora ranks of one pair up to which products of decode stream without what they add. Measured
-/// are 16, where that is faster, and 64, where it is not.
-const NARROW_RANK_MAX: usize = 32;
 
 /// The backend of one rank on one device.
 pub struct Cuda {
@@ -136,29 +132,6 @@ impl Cuda {
     /// Waits for all that was launched, and says whether it went well.
     pub fn synchronize(&mut self) -> Result<()> {
         self.device.synchronize()
-    }
-
-    /// `out = x weight^T + bias` and `h = x A^T`. In decode, shrink comes behind a product that
-    /// streams, its first loads beside the product's last, but only of small lora ranks: of larger
-    /// ones the product had better be cuBLASLt's (docs/performance.md).
-    fn gemm_and_shrink(
-        &mut self,
-        x: &Buf,
-        (weight, bias): (&Weight, Option<&Weight>),
-        (site, step, h): (&Site, &Step, &mut Buf),
-        out: &mut Buf,
-    ) -> Result<()> {
-        let mut operands = gemm::Operands { x, weight, bias, out };
-        let narrow = step.alike.is_some() && site.decode.staged() <= NARROW_RANK_MAX;
-        if narrow && self.gemm.stream(&self.device, (step.rows, 1), &mut operands, None)? {
-            return self.lora_shrink(x, site, step, Exchange::None, h);
-        }
-        self.lora_shrink(x, site, step, Exchange::None, h)?;
-        match step.rows {
-            0 => Ok(()),
-            1..=ROWS_ADAPTED => self.gemm.run(&self.device, step.rows, operands),
-            rows => self.gemm.run_large(&self.device, rows, operands),
-        }
     }
 }
 

@@ -44,9 +44,8 @@ const HEADERS: &[Source] = embedded!(
 const SOURCES: &[Source] = embedded!(
     ".cu": "add_rms_norm", "attention_decode", "attention_rows", "attention_tiles",
     "choose", "embed", "gemm_stream", "head_norm", "lora_decode_expand", "lora_decode_gated",
-    "lora_decode_shrink",
-    "lora_expand", "lora_gated", "lora_rows", "lora_shrink", "peer_gather", "peer_reduce",
-    "peer_reduce_norm", "pick_rows", "rms_norm", "rope_kv_store", "round", "silu_mul"
+    "lora_decode_shrink", "lora_expand", "lora_gated", "lora_rows", "lora_shrink", "peer_gather",
+    "peer_reduce", "peer_reduce_norm", "pick_rows", "rms_norm", "rope_kv_store", "round", "silu_mul"
 );
 
 /// Compiled for tensor cores, which do not multiply f32.

@@ -70,10 +70,16 @@ pub struct Segments {
     pub address: u64,
     /// Of how many there are, on the device.
     pub count: u64,
-    /// Another list on the device, and of how many: those behind them, too, that have no adapter.
-    /// Only in steps alike.
-    pub all: (u64, u64),
+    /// Those too that have no adapter, behind the others: in steps alike.
+    pub all: Option<Listed>,
     pub entries: Vec<Segment>,
+}
+
+/// A list of segments on the device, and where it says of how many.
+#[derive(Clone, Copy, Debug)]
+pub struct Listed {
+    pub address: u64,
+    pub count: u64,
 }
 
 /// Consecutive rows with one adapter.
@@ -133,7 +139,7 @@ impl Step {
             singles: Work { address: at(each), count: rows },
             tiles: Work { address: 0, count: 0 },
             segments: Segments {
-                all: (at(all_at), at(count_all)),
+                all: Some(Listed { address: at(all_at), count: at(count_all) }),
                 ..Segments::new(at(segments_at), at(count), &segments)
             },
             picked: Work { address: at(each), count: rows },
@@ -210,7 +216,7 @@ fn pieces(segments: &[SegmentEntry]) -> Vec<SegmentEntry> {
 impl Segments {
     fn new(address: u64, count: u64, entries: &[SegmentEntry]) -> Self {
         let entries = entries.iter().map(Segment::new).collect();
-        Self { address, count, all: (0, 0), entries }
+        Self { address, count, all: None, entries }
     }
 
     /// The longest runs of those that `belongs` names by their places.
