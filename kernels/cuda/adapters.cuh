@@ -8,7 +8,7 @@
 #include "bulk.cuh"
 
 constexpr u32 EXPANDERS = 4;  // warps that multiply
-constexpr u32 SLOTS = 12, SLOT_BYTES = 4096;  // of the ring
+constexpr u32 SLOTS = 12;  // of the ring
 
 // Some columns of one B, all of them in the tile.
 struct Piece {
@@ -68,7 +68,7 @@ struct Adapters {
         if (pair.shrink_rank == 0 || begin >= end) return Piece{};
         const u32 ranks = pair.expand_rank / pair.b_blocks, within = begin - pair.output;
         const Element* b = pair.b + static_cast<u64>(within) * ranks;
-        const u32 most = SLOT_BYTES / (ranks * sizeof(Element)) / 8 * 8;
+        const u32 most = p.slot_bytes / (ranks * sizeof(Element)) / 8 * 8;
         return {b, segment.row, segment.rows, pair.h, ranks, pair.outputs / pair.b_blocks,
                 within, end - begin, part * outputs + begin - start, most};
     }
@@ -106,7 +106,7 @@ struct Adapters {
             const u32 bytes = slice.columns * piece.ranks * sizeof(Element);
             if (round > 0) wait_phase(used(slot), (round - 1) % 2);
             announce(landed(slot), bytes);
-            copy_bytes(ring + slot * SLOT_BYTES,
+            copy_bytes(ring + slot * p.slot_bytes,
                        piece.b + static_cast<u64>(slice.column) * piece.ranks, bytes, landed(slot));
         }
     }
@@ -134,7 +134,7 @@ struct Adapters {
             if (i % EXPANDERS != warp) continue;
             const u32 slot = i % SLOTS;
             wait_phase(landed(slot), i / SLOTS % 2);
-            multiply(pieces[slice.piece], slice, ring + slot * SLOT_BYTES);
+            multiply(pieces[slice.piece], slice, ring + slot * p.slot_bytes);
             __syncwarp();
             if (threadIdx.x % 32 == 0) arrive(used(slot));
         }

@@ -354,7 +354,7 @@ __device__ void gemm(const GemmStreamParams& p) {
     __syncthreads();
     if (warp == WARPS && elect_lane()) block.copy_weight();
     if (warp == WARPS + 1 && elect_lane()) {
-        if (ADAPTED) {
+        if (ADAPTED && p.adapters.told) {
             hear(p.adapters.told);
         } else {
             wait_for_previous();
@@ -386,3 +386,4 @@ GEMM_STREAM(gemm_stream_32, 4)
 
 GEMM_ADAPTED(gemm_adapted_8, 1, 72)
 GEMM_ADAPTED(gemm_adapted_16, 2, 88)
+GEMM_ADAPTED(gemm_adapted_32, 4, 128)

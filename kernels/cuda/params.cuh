@@ -132,10 +132,10 @@ struct AdaptersParams {
     const Segment* segments;
     const u32* segment_count;
     const float* h;  // [splits, rows, h_stride], rows a multiple of 16 bytes
-    Word* told;      // by shrink: that x is there
+    Word* told;      // by shrink, that x is there; or null where that has ended
     u32 targets, splits, h_stride;
     u32 pieces, shrunk, ring, sums;  // of B; h; B; what is added to the tile
-    u32 padding;
+    u32 slot_bytes;  // of the ring
 };
 static_assert(sizeof(AdaptersParams) == 72, "kernels/src/cuda/beside.rs has the twin");
 

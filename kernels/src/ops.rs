@@ -279,6 +279,32 @@ pub trait Ops: Send + 'static {
         self.lora_expand(h, site, step, Exchange::None, out)
     }
 
+    /// [`Ops::gemm`], and [`Ops::add_rms_norm`] of its result.
+    fn gemm_add_rms_norm(
+        &mut self,
+        x: &Self::Buf,
+        (weight, bias): (&Self::Weight, Option<&Self::Weight>),
+        (residual, norm, eps): (&mut Self::Buf, &Self::Weight, f32),
+        rows: usize,
+        hidden: &mut Self::Buf,
+    ) -> Result<()> {
+        self.gemm(x, weight, bias, rows, hidden)?;
+        self.add_rms_norm(residual, norm, eps, rows, hidden)
+    }
+
+    /// [`Ops::adapted_gemm`], and [`Ops::add_rms_norm`] of its result.
+    fn adapted_gemm_add_rms_norm(
+        &mut self,
+        x: &Self::Buf,
+        weight: (&Self::Weight, Option<&Self::Weight>),
+        (site, step, h): (&Self::Site, &Self::Step, &mut Self::Buf),
+        (residual, norm, eps): (&mut Self::Buf, &Self::Weight, f32),
+        hidden: &mut Self::Buf,
+    ) -> Result<()> {
+        self.adapted_gemm(x, weight, (site, step, h), hidden)?;
+        self.add_rms_norm(residual, norm, eps, step.rows(), hidden)
+    }
+
     /// [`Ops::adapted_gemm`] with the weight of a gate and of what it lets through, and then
     /// [`Ops::silu_mul`], as [`Ops::gemm_silu_mul`] has it.
     fn adapted_gemm_silu_mul(

@@ -27,7 +27,7 @@ struct HeadNormWeights<O: Ops> {
 
 impl<O: Ops> Attention<O> {
     pub fn load(loader: &mut Loader<'_, O>, layer: usize) -> Result<Self> {
-        let heads = heads(loader);
+        let (heads, behind) = (heads(loader), loader.blueprint.config.norm(layer, Norm::Mlp));
         let cache = CacheShape {
             blocks: loader.blocks,
             block_tokens: loader.blueprint.block_tokens,
@@ -38,13 +38,13 @@ impl<O: Ops> Attention<O> {
         Ok(Self {
             qkv: ColumnLinear::load(loader, layer, &[Projection::Q, Projection::K, Projection::V])?,
             head_norm: HeadNormWeights::load(loader, layer)?,
-            output: RowLinear::load(loader, layer, &[Projection::O])?,
+            output: RowLinear::load(loader, layer, &[Projection::O], &behind)?,
             cache: loader.ops.cache(cache)?,
             heads,
         })
     }
 
-    /// Replaces `act.hidden` by what its rows attend to, this rank's part of it.
+    /// Adds what the rows of `act.hidden` attend to, to the residual stream.
     pub fn forward<C: Comm<O>>(
         &mut self,
         pass: &mut Pass<'_, O, C>,
@@ -58,7 +58,7 @@ impl<O: Ops> Attention<O> {
         let (heads, cache, Activations { fused, inner, .. }) =
             (&self.heads, &mut self.cache, &mut *act);
         pass.ops.rope_attention(fused, heads, pass.rope, pass.step, cache, inner)?;
-        self.output.forward(pass, &act.inner, &mut act.hidden)
+        self.output.forward(pass, act)
     }
 }
 

@@ -1,4 +1,4 @@
-//! From the residual stream to answers: the final norm, the LM head and sampling.
+//! From the normalised residual stream to answers: the LM head and sampling.
 
 use collective::comm::Comm;
 use contract::counts::Purpose;
@@ -12,8 +12,6 @@ use crate::vocabulary::Vocabulary;
 
 /// What answers the queries of a batch.
 pub struct Head<O: Ops> {
-    norm: O::Weight,
-    eps: f32,
     vocab: usize,
     chunk_rows: usize,
     /// Normalised rows that queries ask about.
@@ -29,23 +27,12 @@ impl<O: Ops> Head<O> {
         let chunk_rows = O::LOGIT_ROWS.min(loader.blueprint.rows_max);
         let part = chunk_rows * width;
         Ok(Self {
-            norm: loader.norm(&config.final_norm())?,
-            eps: config.norm_eps,
             vocab: config.shape.vocab,
             chunk_rows,
             picked: loader.ops.buf(chunk_rows * config.shape.hidden, Precision::Activation)?,
             part: loader.ops.buf(part, Precision::Full)?,
             whole: loader.ops.buf(if ranks == 1 { 0 } else { part * ranks }, Precision::Full)?,
         })
-    }
-
-    /// Adds what the last block left to the residual stream, and normalises that into `act.hidden`.
-    pub fn norm<C: Comm<O>>(
-        &self,
-        pass: &mut Pass<'_, O, C>,
-        act: &mut Activations<O>,
-    ) -> Result<()> {
-        pass.add_norm(act, &self.norm, self.eps)
     }
 
     /// Starts on the first chunk of queries: what a step launches before anything is read back.

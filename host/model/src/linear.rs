@@ -12,7 +12,8 @@ use kernels::ops::Ops;
 use crate::error::Result;
 use crate::loader::Loader;
 use crate::lora::LoraSite;
-use crate::pass::Pass;
+use crate::pass::{Activations, NormWeights, Pass};
+use crate::tensors::Tensor;
 
 /// Cut along the output: the input is whole on every rank, and so needs no collective. Several
 /// projections of one input are fused, their outputs side by side in a row.
@@ -66,13 +67,14 @@ impl<O: Ops> ColumnLinear<O> {
     }
 }
 
-/// Cut along the input: every rank has a partial sum of the whole output, and [`Pass::add_norm`]
-/// adds them up.
+/// Cut along the input: every rank has a partial sum of the whole output. What a block ends with,
+/// so the residual stream takes it up, and is normalised for what comes behind.
 pub struct RowLinear<O: Ops> {
     weight: O::Weight,
     /// On the first rank only, or the sum would have it once a rank.
     bias: Option<O::Weight>,
     pub lora: LoraSite<O>,
+    norm: NormWeights<O>,
 }
 
 impl<O: Ops> RowLinear<O> {
@@ -80,23 +82,30 @@ impl<O: Ops> RowLinear<O> {
         loader: &mut Loader<'_, O>,
         layer: usize,
         projection: &'static [Projection; 1],
+        behind: &Tensor,
     ) -> Result<Self> {
         debug_assert!(projection[0].parallel() == Parallel::Row);
         Ok(Self {
             weight: loader.linear(layer, projection)?,
             bias: if loader.rank == 0 { loader.bias(layer, projection)? } else { None },
             lora: LoraSite::new(loader, projection)?,
+            norm: NormWeights::load(loader, behind)?,
         })
     }
 
-    /// `y = x weight^T + bias + adapters`, this rank's part of the sum.
+    /// `residual += inner weight^T + bias + adapters`, the sum over ranks, and
+    /// `hidden = norm(residual)`.
     pub fn forward<C: Comm<O>>(
         &self,
         pass: &mut Pass<'_, O, C>,
-        x: &O::Buf,
-        y: &mut O::Buf,
+        act: &mut Activations<O>,
     ) -> Result<()> {
-        self.lora.gemm(pass, x, (&self.weight, self.bias.as_ref()), y)?;
-        self.lora.exchange(pass, x, y)
+        let (weight, norm) = ((&self.weight, self.bias.as_ref()), &self.norm);
+        if pass.comm.ranks() == 1 && !self.lora.exchanges(pass) {
+            return self.lora.gemm_add_norm(pass, act, weight, norm);
+        }
+        self.lora.gemm(pass, &act.inner, weight, &mut act.hidden)?;
+        self.lora.exchange(pass, &act.inner, &mut act.hidden)?;
+        pass.add_norm(act, norm)
     }
 }

@@ -9,7 +9,7 @@ use kernels::ops::{Ops, Precision};
 
 use crate::error::Result;
 use crate::loader::Loader;
-use crate::pass::Pass;
+use crate::pass::{Activations, NormWeights, Pass};
 
 /// The adapters' part of one linear layer on one rank.
 pub struct LoraSite<O: Ops> {
@@ -73,6 +73,27 @@ impl<O: Ops> LoraSite<O> {
                 Ok(ops.adapted_gemm(x, (weight, bias), (&self.site, step, own), y)?)
             }
             _ => Ok(ops.gemm(x, weight, bias, *rows, y)?),
+        }
+    }
+
+    /// `residual += inner weight^T + bias`, with what pairs add, and `hidden = norm(residual)`:
+    /// where there is one rank, and [`Self::exchanges`] says no.
+    pub fn gemm_add_norm<C: Comm<O>>(
+        &self,
+        pass: &mut Pass<'_, O, C>,
+        act: &mut Activations<O>,
+        weight: (&O::Weight, Option<&O::Weight>),
+        norm: &NormWeights<O>,
+    ) -> Result<()> {
+        let Pass { ops, step, rows, shrunk, .. } = pass;
+        let Activations { residual, hidden, inner, .. } = act;
+        let norm = (residual, &norm.weight, norm.eps);
+        match shrunk {
+            Some(Shrunk { own, .. }) if ops.lora_len(&self.site, step, Exchange::None) > 0 => {
+                let adapters = (&self.site, *step, own);
+                Ok(ops.adapted_gemm_add_rms_norm(inner, weight, adapters, norm, hidden)?)
+            }
+            _ => Ok(ops.gemm_add_rms_norm(inner, weight, norm, *rows, hidden)?),
         }
     }
 

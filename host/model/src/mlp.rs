@@ -19,14 +19,15 @@ pub struct Mlp<O: Ops> {
 
 impl<O: Ops> Mlp<O> {
     pub fn load(loader: &mut Loader<'_, O>, layer: usize) -> Result<Self> {
+        let behind = loader.blueprint.config.norm_behind(layer);
         Ok(Self {
             gate_up: ColumnLinear::load(loader, layer, &[Projection::Gate, Projection::Up])?,
-            down: RowLinear::load(loader, layer, &[Projection::Down])?,
+            down: RowLinear::load(loader, layer, &[Projection::Down], &behind)?,
             width: loader.blueprint.config.shape.intermediate / loader.ranks,
         })
     }
 
-    /// Replaces `act.hidden` by `down(silu(gate(hidden)) * up(hidden))`, this rank's part of it.
+    /// Adds `down(silu(gate(hidden)) * up(hidden))` to the residual stream.
     pub fn forward<C: Comm<O>>(
         &self,
         pass: &mut Pass<'_, O, C>,
@@ -34,6 +35,6 @@ impl<O: Ops> Mlp<O> {
     ) -> Result<()> {
         let Activations { hidden, fused, inner, .. } = &mut *act;
         self.gate_up.forward_gated(pass, hidden, (fused, self.width), inner)?;
-        self.down.forward(pass, &act.inner, &mut act.hidden)
+        self.down.forward(pass, act)
     }
 }

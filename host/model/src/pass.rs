@@ -5,7 +5,9 @@ use contract::counts::Purpose;
 use kernels::ops::{Ops, Precision};
 
 use crate::error::Result;
+use crate::loader::Loader;
 use crate::lora::Shrunk;
+use crate::tensors::Tensor;
 
 /// One forward pass on one rank.
 pub struct Pass<'a, O: Ops, C: Comm<O>> {
@@ -21,19 +23,25 @@ pub struct Pass<'a, O: Ops, C: Comm<O>> {
 }
 
 impl<O: Ops, C: Comm<O>> Pass<'_, O, C> {
-    /// What a block ends with: the residual stream takes up the sum of what the ranks have in
-    /// `act.hidden`, and what comes next finds it there, normalised. This is the all-reduce of a
-    /// [`crate::linear::RowLinear`].
-    pub fn add_norm(
-        &mut self,
-        act: &mut Activations<O>,
-        weight: &O::Weight,
-        eps: f32,
-    ) -> Result<()> {
+    /// The residual stream takes up the sum of what the ranks have in `act.hidden`, and what comes
+    /// next finds it there, normalised. This is the all-reduce of a [`crate::linear::RowLinear`].
+    pub fn add_norm(&mut self, act: &mut Activations<O>, norm: &NormWeights<O>) -> Result<()> {
         let Activations { residual, hidden, width, .. } = act;
-        let (norm, shape) = ((weight, eps), (self.rows, *width));
+        let (norm, shape) = ((&norm.weight, norm.eps), (self.rows, *width));
         let (ops, why) = (&mut *self.ops, Purpose::Base);
         Ok(self.comm.all_reduce_add_rms_norm(ops, residual, norm, shape, hidden, why)?)
+    }
+}
+
+/// A normalisation of the residual stream (RMSNorm, arXiv 1910.07467).
+pub struct NormWeights<O: Ops> {
+    pub weight: O::Weight,
+    pub eps: f32,
+}
+
+impl<O: Ops> NormWeights<O> {
+    pub fn load(loader: &mut Loader<'_, O>, tensor: &Tensor) -> Result<Self> {
+        Ok(Self { weight: loader.norm(tensor)?, eps: loader.blueprint.config.norm_eps })
     }
 }
 
@@ -51,7 +59,7 @@ pub struct Widths {
 pub struct Activations<O: Ops> {
     /// The residual stream.
     pub residual: O::Buf,
-    /// A block's normalised input, and then this rank's part of its output.
+    /// A block's normalised input, and then this rank's part of what it adds to the stream.
     pub hidden: O::Buf,
     /// Of a row of both.
     pub width: usize,

@@ -110,11 +110,8 @@ impl<O: Ops, C: Comm<O>> Rank<O, C> {
             runs += 1;
             let shrunk = adapted.then_some(&mut *shrunk);
             let mut pass = Pass { ops, comm, step: &step, rows: step.rows(), shrunk, rope };
-            vocabulary.embed(&mut pass, &mut activations.residual)?;
-            for (at, layer) in layers.iter_mut().enumerate() {
-                layer.forward(&mut pass, activations, at == 0)?;
-            }
-            head.norm(&mut pass, activations)?;
+            vocabulary.embed(&mut pass, activations)?;
+            layers.iter_mut().try_for_each(|layer| layer.forward(&mut pass, activations))?;
             head.start(&mut pass, activations, vocabulary)
         });
         comm.record(false);

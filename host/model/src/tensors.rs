@@ -80,6 +80,14 @@ impl ModelConfig {
         Tensor::new(format!("model.layers.{layer}.{path}.weight"), &[width])
     }
 
+    /// `[hidden]`, behind a layer: of the next one's attention, or before the LM head.
+    pub fn norm_behind(&self, layer: usize) -> Tensor {
+        match layer + 1 < self.shape.layers {
+            true => self.norm(layer + 1, Norm::Attention),
+            false => self.final_norm(),
+        }
+    }
+
     /// `[output, input]`.
     pub fn weight(&self, layer: usize, projection: Projection) -> Tensor {
         let (input, output) = self.shape.features(projection);

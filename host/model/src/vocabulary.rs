@@ -8,7 +8,8 @@ use kernels::ops::Ops;
 
 use crate::error::Result;
 use crate::loader::Loader;
-use crate::pass::Pass;
+use crate::pass::{Activations, NormWeights, Pass};
+use crate::tensors::Norm;
 
 /// The tokens of one rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +34,8 @@ pub struct Vocabulary<O: Ops> {
     embedding: O::Weight,
     /// `None` where it is the embedding.
     head: Option<O::Weight>,
+    /// Of the first layer's attention.
+    norm: NormWeights<O>,
     hidden: usize,
 }
 
@@ -42,13 +45,22 @@ impl<O: Ops> Vocabulary<O> {
         let cut = VocabularyCut::new(config.shape.vocab, loader.rank, loader.ranks);
         let embedding = loader.vocabulary(&config.embedding(), &cut)?;
         let head = if config.tied { None } else { Some(loader.vocabulary(&config.head(), &cut)?) };
-        Ok(Self { cut, embedding, head, hidden: config.shape.hidden })
+        let norm = NormWeights::load(loader, &config.norm(0, Norm::Attention))?;
+        Ok(Self { cut, embedding, head, norm, hidden: config.shape.hidden })
     }
 
-    /// The embeddings of the batch's tokens: every rank looks up its own, an all-reduce adds them.
-    pub fn embed<C: Comm<O>>(&self, pass: &mut Pass<'_, O, C>, out: &mut O::Buf) -> Result<()> {
-        pass.ops.embed(&self.embedding, self.cut.tokens.start as u32, pass.step, out)?;
-        Ok(pass.comm.all_reduce_sum(out, pass.rows * self.hidden, Purpose::Base)?)
+    /// Starts the residual stream with the embeddings of the batch's tokens (every rank looks up
+    /// its own, an all-reduce adds them), and normalises it for the first layer.
+    pub fn embed<C: Comm<O>>(
+        &self,
+        pass: &mut Pass<'_, O, C>,
+        act: &mut Activations<O>,
+    ) -> Result<()> {
+        let Activations { residual, hidden, .. } = act;
+        pass.ops.embed(&self.embedding, self.cut.tokens.start as u32, pass.step, residual)?;
+        pass.comm.all_reduce_sum(residual, pass.rows * self.hidden, Purpose::Base)?;
+        let NormWeights { weight, eps } = &self.norm;
+        Ok(pass.ops.rms_norm(residual, weight, *eps, pass.rows, hidden)?)
     }
 
     /// Logits of this rank's tokens.

@@ -1,4 +1,5 @@
-//! A product and its adapters' shrink as launches of their own, and which of them comes first.
+//! Products whose adapters are launches of their own: which of them come first, and what they share
+//! with the norm behind them.
 
 use contract::adapter::Exchange;
 
@@ -7,7 +8,7 @@ use crate::ops::Ops;
 
 use super::Cuda;
 use super::gemm::Operands;
-use super::gemm_stream::ROWS_ADAPTED;
+use super::gemm_stream::ROWS_ANY;
 use super::lora::Site;
 use super::memory::Buf;
 use super::step::Step;
@@ -16,6 +17,10 @@ use super::weight::Weight;
 /// Lora ranks of one pair up to which products of decode stream without what they add. Measured
 /// are 16, where that is faster, and 64, where it is not.
 const NARROW_RANK_MAX: usize = 32;
+
+/// Rows from which on a product adds to the residual stream itself: the norm behind it then moves
+/// half as much. With fewer rows, that is not what it takes its time for.
+pub const SUM_ROWS_MIN: usize = 512;
 
 impl Cuda {
     /// `out = x weight^T + bias` and `h = x A^T`. In decode, shrink comes behind a product that
@@ -34,9 +39,29 @@ impl Cuda {
             return self.lora_shrink(x, site, step, Exchange::None, h);
         }
         self.lora_shrink(x, site, step, Exchange::None, h)?;
-        match step.rows <= ROWS_ADAPTED {
+        match step.rows <= ROWS_ANY {
             true => self.gemm.run(&self.device, step.rows, operands),
             false => self.gemm.run_large(&self.device, step.rows, operands),
         }
+    }
+
+    /// A product whose result the residual stream takes up, and the norm behind it.
+    pub(super) fn adapted_add_norm(
+        &mut self,
+        x: &Buf,
+        (weight, bias): (&Weight, Option<&Weight>),
+        (site, step, h): (&Site, &Step, &mut Buf),
+        (residual, norm, eps): (&mut Buf, &Weight, f32),
+        hidden: &mut Buf,
+    ) -> Result<()> {
+        if step.rows >= SUM_ROWS_MIN {
+            self.lora_shrink(x, site, step, Exchange::None, h)?;
+            let operands = Operands { x, weight, bias, out: &mut *residual };
+            self.gemm.add_large(&self.device, step.rows, operands)?;
+            self.lora_expand(h, site, step, Exchange::None, residual)?;
+            return self.rms_norm(residual, norm, eps, step.rows, hidden);
+        }
+        self.adapted_gemm(x, (weight, bias), (site, step, h), hidden)?;
+        self.add_rms_norm(residual, norm, eps, step.rows, hidden)
     }
 }

@@ -4,6 +4,7 @@
 use contract::tensor::DType;
 
 use super::device::to_u32;
+use super::gemm_stream::ROWS_ANY;
 use super::lora::Site;
 use super::memory::Buf;
 use super::step::Step;
@@ -11,12 +12,17 @@ use super::step::Step;
 /// Shared memory for adapters' shrunk activations, at most: the ring of weights needs the rest.
 const SHRUNK_BYTES_MAX: usize = 32 << 10;
 
-/// Slots of the ring of B, and bytes of one.
+/// Segments of more than [`ROWS_ANY`] rows, at most: with 32 of 32 rows, expand had better be a
+/// kernel of its own (docs/performance.md).
+const SEGMENTS_MAX: usize = 16;
+
+/// Slots of the ring of B, and bytes of one: of many rows, whose sums take room too, half as many.
 const SLOTS: usize = 12;
-const SLOT_BYTES: usize = 4096;
+const SLOT_BYTES_MAX: usize = 4096;
+const SLOT_BYTES: usize = 2048;
 
 /// Lora ranks of a diagonal block of which 8 columns fit into a slot.
-pub const COPIED_RANK_MAX: u32 = (SLOT_BYTES / 8 / SIXTEEN_BITS) as u32;
+pub const COPIED_RANK_MAX: u32 = (SLOT_BYTES_MAX / 8 / SIXTEEN_BITS) as u32;
 
 /// Bytes of an element: the kernels take no other. Bytes of a piece, as the kernel keeps it.
 const SIXTEEN_BITS: usize = 2;
@@ -40,7 +46,7 @@ pub struct AdaptersParams {
     shrunk: u32,
     ring: u32,
     sums: u32,
-    padding: u32,
+    slot_bytes: u32,
 }
 
 const _: () = assert!(size_of::<AdaptersParams>() == 72);
@@ -58,9 +64,10 @@ pub struct Adapters<'a> {
 impl Adapters<'_> {
     /// Whether the kernel takes them.
     pub fn fit(&self) -> bool {
-        let decode = &self.site.decode;
+        let (decode, rows) = (&self.site.decode, self.step.rows);
         self.step.alike.is_some_and(|alike| alike.adapted)
             && decode.tiles() > 0
+            && (rows <= ROWS_ANY || decode.segments(rows) <= SEGMENTS_MAX)
             && decode.copied
             && self.shrunk_bytes() <= SHRUNK_BYTES_MAX
     }
@@ -79,9 +86,16 @@ impl Adapters<'_> {
         let pieces = self.step.rows * self.site.shape.targets.len() * PIECE_BYTES;
         let shrunk = pieces.next_multiple_of(ALIGNMENT);
         let ring = (shrunk + self.shrunk_bytes()).next_multiple_of(ALIGNMENT);
-        let sums = ring + SLOTS * SLOT_BYTES;
+        let sums = ring + SLOTS * self.slot_bytes();
         let end = sums + self.step.rows * (tile + 4) * size_of::<f32>();
         [0, shrunk, ring, sums, end]
+    }
+
+    /// Always enough for the 8 columns that are multiplied at once.
+    fn slot_bytes(&self) -> usize {
+        let many =
+            self.step.rows > ROWS_ANY && self.site.decode.staged() * 8 * SIXTEEN_BITS <= SLOT_BYTES;
+        if many { SLOT_BYTES } else { SLOT_BYTES_MAX }
     }
 
     /// With what [`Self::shared_bytes`] counts from `start` on.
@@ -100,7 +114,7 @@ impl Adapters<'_> {
             shrunk,
             ring,
             sums,
-            padding: 0,
+            slot_bytes: to_u32(self.slot_bytes()),
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::error::Result;
 
 use super::beside::Adapters;
 use super::device::Device;
-use super::gemm_stream::{GemmStream, Size};
+use super::gemm_stream::{GemmStream, ROWS_ANY, Size};
 use super::lora::Site;
 use super::lora_decode;
 use super::memory::{Buf, Memory};
@@ -124,7 +124,27 @@ impl Gemm {
         &mut self,
         device: &Device,
         rows: usize,
+        operands: Operands<'_>,
+    ) -> Result<()> {
+        self.multiply(device, rows, operands, false)
+    }
+
+    /// The same, added to what `out` holds.
+    pub fn add_large(
+        &mut self,
+        device: &Device,
+        rows: usize,
+        operands: Operands<'_>,
+    ) -> Result<()> {
+        self.multiply(device, rows, operands, true)
+    }
+
+    fn multiply(
+        &mut self,
+        device: &Device,
+        rows: usize,
         mut operands: Operands<'_>,
+        adds: bool,
     ) -> Result<()> {
         let Operands { weight, bias, .. } = operands;
         let (inputs, outputs, out) = (weight.cols, weight.rows, operands.out.dtype());
@@ -142,7 +162,7 @@ impl Gemm {
             held: device.dtype,
             out,
             bias: bias.is_some(),
-            adds: false,
+            adds,
             alignment: ALIGNMENT,
         };
         let addresses = operands.addresses(device, (rows, outputs));
@@ -186,7 +206,7 @@ impl Gemm {
         Ok(true)
     }
 
-    /// [`Self::stream`] beside the adapters' shrink and expand, `h` being theirs.
+    /// [`Self::stream`] with what adapters add, beside their shrink or behind it, `h` being theirs.
     pub fn stream_adapted(
         &mut self,
         device: &Device,
@@ -194,15 +214,16 @@ impl Gemm {
         operands: &mut Operands<'_>,
         (site, step, h): (&Site, &Step, &mut Buf),
     ) -> Result<bool> {
-        let told = self.words.address() + (self.turn * WORD_BYTES) as u64;
-        let adapters = Adapters { site, step, h: &*h, told };
+        let beside = rows <= ROWS_ANY;
+        let told = beside.then_some(self.words.address() + (self.turn * WORD_BYTES) as u64);
+        let adapters = Adapters { site, step, h: &*h, told: told.unwrap_or(0) };
         let size = operands.size(rows, parts);
         if !operands.streams(device, &size, Some(&adapters)) {
             return Ok(false);
         }
         self.turn = (self.turn + 1) % WORDS;
-        lora_decode::shrink(device, operands.x, (site, step), h, Some(told))?;
-        let adapters = Adapters { site, step, h: &*h, told };
+        lora_decode::shrink(device, operands.x, (site, step), h, told)?;
+        let adapters = Adapters { site, step, h: &*h, told: told.unwrap_or(0) };
         self.stream(device, (rows, parts), operands, Some(&adapters))
     }
 

@@ -44,14 +44,15 @@ const _: () = assert!(size_of::<GemmStreamParams>() == 512);
 /// Rows that each kernel takes at most. With more, cuBLASLt is faster.
 const PLAIN: [(usize, &str); 3] =
     [(8, "gemm_stream_8"), (16, "gemm_stream_16"), (32, "gemm_stream_32")];
-const ADAPTED: [(usize, &str); 2] = [(8, "gemm_adapted_8"), (16, "gemm_adapted_16")];
+const ADAPTED: [(usize, &str); 3] =
+    [(8, "gemm_adapted_8"), (16, "gemm_adapted_16"), (32, "gemm_adapted_32")];
 
-pub const ROWS_ADAPTED: usize = ADAPTED[ADAPTED.len() - 1].0;
 const ROWS_MAX: usize = PLAIN[PLAIN.len() - 1].0;
 
 /// Rows up to which any weight is taken. More of them are so much of x that blocks with small tiles
-/// would bring more of it than of the weight.
-const ROWS_ANY: usize = 16;
+/// would bring more of it than of the weight. And rows up to which shrink is at work beside a
+/// product that adds what adapters do: of more rows it needs more than one block a multiprocessor.
+pub const ROWS_ANY: usize = 16;
 
 /// Warps that multiply, and threads of a block with the two warps that copy; with adapters there
 /// are five warps more.
@@ -125,9 +126,11 @@ impl GemmStream {
         if rows == 0 || outputs == 0 || !inputs.is_multiple_of(BOX) {
             return false;
         }
+        let any = rows <= ROWS_ANY;
+        let even = any || rows <= ROWS_MAX && rows <= tiles.tile;
         match adapters {
-            Some(adapters) => rows <= ROWS_ADAPTED && tiles.one_each() && adapters.fit(),
-            None => rows <= ROWS_ANY || rows <= ROWS_MAX && tiles.one_each() && rows <= tiles.tile,
+            Some(adapters) => even && tiles.one_each() && adapters.fit(),
+            None => any || even && tiles.one_each(),
         }
     }
 

@@ -80,6 +80,10 @@ const THREADS: u32 = 256;
 const SHRINK_BLOCKS: usize = 3;
 const EXPAND_BLOCKS: usize = 4;
 
+/// Pieces a multiprocessor from which on shrink takes all of it, though a product has room beside
+/// one block: the product then starts once blocks of shrink are done.
+const ALONE_PIECES_MIN: usize = 6;
+
 /// Rows of a segment, at most.
 pub const ROWS: usize = 8;
 
@@ -220,9 +224,9 @@ impl DecodeTable {
 
     /// Segments that a step of so many rows is likely to have: one an adapter, but of no more than
     /// [`ROWS`] rows.
-    fn segments(&self, rows: usize) -> usize {
+    pub fn segments(&self, rows: usize) -> usize {
         let loaded = self.slots.iter().filter(|tiles| !tiles.is_empty()).count();
-        rows.min(loaded + rows / ROWS)
+        rows.min(loaded.max(rows.div_ceil(ROWS)))
     }
 
     /// Floats that shrink writes for `rows` rows; 0 where nothing was ever loaded.
@@ -340,9 +344,9 @@ pub fn shrink(
         width: to_u32(site.shape.input),
         ..table.params(site, step)
     };
-    // The product has room beside one block.
-    let blocks = device.processors * if told.is_some() { 1 } else { SHRINK_BLOCKS };
     let pieces = step.rows * table.tiles * table.splits;
+    let beside = told.is_some() && pieces < ALONE_PIECES_MIN * device.processors;
+    let blocks = device.processors * if beside { 1 } else { SHRINK_BLOCKS };
     device.launch(&kernels.shrink, Grid::of(pieces.min(blocks), THREADS), &params)
 }
 

@@ -70,6 +70,7 @@ use crate::ops::{
 };
 use crate::sampling::device::on_device;
 
+use adapted::SUM_ROWS_MIN;
 use attention::Scratch;
 use cache::Cache;
 use device::Device;
@@ -278,6 +279,34 @@ impl Ops for Cuda {
         }
         self.gemm_and_shrink(x, (weight, bias), (site, step, &mut *h), out)?;
         self.lora_expand(h, site, step, Exchange::None, out)
+    }
+
+    fn gemm_add_rms_norm(
+        &mut self,
+        x: &Buf,
+        (weight, bias): (&Weight, Option<&Weight>),
+        (residual, norm, eps): (&mut Buf, &Weight, f32),
+        rows: usize,
+        hidden: &mut Buf,
+    ) -> Result<()> {
+        if rows >= SUM_ROWS_MIN {
+            let operands = gemm::Operands { x, weight, bias, out: &mut *residual };
+            self.gemm.add_large(&self.device, rows, operands)?;
+            return self.rms_norm(residual, norm, eps, rows, hidden);
+        }
+        self.gemm(x, weight, bias, rows, hidden)?;
+        self.add_rms_norm(residual, norm, eps, rows, hidden)
+    }
+
+    fn adapted_gemm_add_rms_norm(
+        &mut self,
+        x: &Buf,
+        weight: (&Weight, Option<&Weight>),
+        adapters: (&Site, &Step, &mut Buf),
+        norm: (&mut Buf, &Weight, f32),
+        hidden: &mut Buf,
+    ) -> Result<()> {
+        self.adapted_add_norm(x, weight, adapters, norm, hidden)
     }
 
     fn adapted_gemm_silu_mul(

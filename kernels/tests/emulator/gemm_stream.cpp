@@ -55,10 +55,15 @@ static void check(Shape shape, bool biased, AdapterSet* adapters = nullptr) {
     if (adapters) {
         const u32 shrunk = align(rows * 2 * sizeof(Piece), 128);
         const u32 ring = align(shrunk + rows * adapters->h_stride * sizeof(Element), 128);
-        places = ring + SLOTS * SLOT_BYTES;
+        u32 rank = 0;
+        for (const LoraPair& pair : adapters->pairs) rank = max(rank, pair.expand_rank);
+        const u32 tile = Cut(most, all, [](u32) { return 0; }).tile;
+        const u32 many = rows > 16 ? 2048 : 4096, column = rank * u32{sizeof(Element)};
+        const u32 slot = min(4096u, align(max(min(many, tile * column), 8 * column), 128));
+        places = ring + SLOTS * slot;
         beside = {adapters->pairs.data(), adapters->segments.data(), &adapters->count,
                   adapters->h.data(), nullptr, 2, adapters->splits, adapters->h_stride,
-                  0, shrunk, ring, places};
+                  0, shrunk, ring, places, slot};
     }
     const Cut cut(most, all, [&](u32 tile) {
         return adapters ? places + rows * (tile + 4) * u32{sizeof(float)} : 0;
@@ -75,7 +80,11 @@ static void check(Shape shape, bool biased, AdapterSet* adapters = nullptr) {
     p.boxes = cut.boxes, p.stages = cut.stages, p.team = cut.team, p.teams = cut.teams;
     p.flight = cut.flight, p.flight_beside = cut.flight_beside, p.ring = 1024, p.sums = cut.sums;
     launch(cut.blocks, adapters ? ADAPTED_THREADS : THREADS, [&] {
-        if (adapters) return most == 8 ? gemm<1, true>(p) : gemm<2, true>(p);
+        if (adapters) {
+            return most == 8    ? gemm<1, true>(p)
+                   : most == 16 ? gemm<2, true>(p)
+                                : gemm<4, true>(p);
+        }
         most == 8 ? gemm<1, false>(p) : most == 16 ? gemm<2, false>(p) : gemm<4, false>(p);
     });
     auto sum = [&](u32 row, u32 output) {
@@ -126,6 +135,8 @@ int main(int, char** arguments) {
         adapted({8, 2048, 96, 2}, slots, {{4, 8}}, 3);
         adapted({13, 512, 512, 1}, slots, {{1, 8}, {1, 2}, {NOBODY, 3}}, 1);
         adapted({16, 576, 448, 2}, slots, {{1, 8}, {0, 5}, {3, 2}, {NOBODY, 1}}, 2);
+        adapted({32, 320, 384, 2}, slots, {{1, 8}, {0, 8}, {3, 2}, {NOBODY, 1}, {2, 5}, {4, 8}}, 2);
+        adapted({21, 1088, 256, 1}, slots, {{0, 8}, {3, 2}, {NOBODY, 3}, {4, 8}}, 1);
     }
     adapted({6, 256, 512, 1}, diagonal, {{0, 4}, {NOBODY, 1}, {0, 1}}, 1);
     printf("gemm_stream.cu is right, seed %s\n", arguments[1]);

@@ -45,6 +45,33 @@ const MIXES: [&[Share]; 7] = [
 
 pub fn check<O: Ops>(bench: &mut Bench<O>) {
     check_sites(bench, SMALL, &MIXES);
+    check_prefill(bench);
+}
+
+/// So many rows that a product adds to the residual stream itself.
+fn check_prefill<O: Ops>(bench: &mut Bench<O>) {
+    let (input, targets, rows) = (128, [192, 0], 530);
+    let slots = EVEN.map(|pairs| {
+        let (rank, a_blocks, b_blocks) = pairs[0]?;
+        let shape = (input, (0, targets[0]));
+        let blocks = (rank, a_blocks, b_blocks);
+        Some(local_pair(&mut bench.random, shape, blocks, Exchange::None))
+    });
+    for dtype in bench.dtypes() {
+        let lora = Lora {
+            slots: slots.iter().map(|pair| vec![pair.clone()]).collect(),
+            segments: vec![(Some(0), 300), (None, 30), (Some(2), 200)],
+            x: bench.random.values(rows * input),
+            y: vec![0.0; rows * targets[0]],
+            exchange: Exchange::None,
+            dtype,
+            decode: false,
+            targets,
+        };
+        let weight = bench.random.values(targets[0] * input);
+        let norm = normed(bench, &lora, &weight);
+        bench.agree(&format!("adapted {rows} x {input} x {targets:?}, {dtype}"), dtype, &norm);
+    }
 }
 
 /// The reference takes its time: not all mixes.
@@ -97,28 +124,53 @@ fn check_mix<O: Ops>(
         };
         let weight = bench.random.values(outputs * input);
         let bias = rows.is_multiple_of(2).then(|| bench.random.values(outputs));
-        let plain = Adapted { lora: lora.clone(), weight: weight.clone(), bias, gated: false };
+        let (behind, norm) = (Behind::Nothing, normed(bench, &lora, &weight));
+        let plain = Adapted { lora: lora.clone(), weight: weight.clone(), bias, behind };
         let name = format!("adapted {rows} x {input} x {targets:?}, {dtype}");
         bench.agree(&name, dtype, &plain);
+        bench.agree(&format!("{name}, normed"), dtype, &norm);
         if targets[0] == targets[1] {
             let scaled = weight.iter().map(|weight| weight / 8.0).collect();
-            let gated = Adapted { lora, weight: scaled, bias: None, gated: true };
+            let behind = Behind::Activation;
+            let gated = Adapted { lora, weight: scaled, bias: None, behind };
             bench.agree(&format!("{name}, gated"), dtype, &gated);
         }
     }
 }
 
-/// A product with what adapters add, gated or not.
+/// The first target only, added to a residual stream.
+fn normed<O: Ops>(bench: &mut Bench<O>, lora: &Lora, weight: &[f32]) -> Adapted {
+    let (rows, width) = (lora.rows(), lora.targets[0]);
+    let slots = lora.slots.iter().map(|pairs| pairs[..1].to_vec()).collect();
+    let lora = Lora { slots, targets: [width, 0], ..lora.clone() };
+    let weight = weight[..width * lora.input()].to_vec();
+    let (residual, scale) = (bench.random.values(rows * width), bench.random.values(width));
+    Adapted { lora, weight, bias: None, behind: Behind::Norm { residual, scale } }
+}
+
+/// A product with what adapters add.
 struct Adapted {
     lora: Lora,
     weight: Vec<f32>,
     bias: Option<Vec<f32>>,
-    gated: bool,
+    behind: Behind,
+}
+
+/// What is done with the result, in one operation.
+enum Behind {
+    Nothing,
+    /// Of a gate and of what it lets through.
+    Activation,
+    /// It is added to the residual stream, which is normalised.
+    Norm {
+        residual: Vec<f32>,
+        scale: Vec<f32>,
+    },
 }
 
 impl Case for Adapted {
     fn run<O: Ops>(&self, ops: &mut O) -> Vec<f32> {
-        let Self { lora, gated, .. } = self;
+        let Self { lora, behind, .. } = self;
         let site = lora.site(ops);
         let step = ops.step(&lora.batch(), lora.rows() + 3).expect("a step");
         let mut x = lora.x.clone();
@@ -132,15 +184,30 @@ impl Case for Adapted {
         let mut h = poisoned_as(ops, len.max(1), Precision::Full);
         let mut y = poisoned(ops, step.rows() * outputs);
         let mut out = poisoned(ops, step.rows() * outputs / 2);
-        if *gated {
-            let width = outputs / 2;
-            let adapters = (&site, &step, &mut h);
-            let done = ops.adapted_gemm_silu_mul(&x, (&matrix, width), adapters, &mut y, &mut out);
-            done.expect("adapted_gemm_silu_mul");
-            return ops.read(&out, lora.rows() * width).expect("the output");
+        let (both, adapters) = ((&matrix, bias.as_ref()), (&site, &step, &mut h));
+        match behind {
+            Behind::Nothing => {
+                ops.adapted_gemm(&x, both, adapters, &mut y).expect("adapted_gemm");
+            }
+            Behind::Activation => {
+                let (width, out) = (outputs / 2, &mut out);
+                let done = ops.adapted_gemm_silu_mul(&x, (&matrix, width), adapters, &mut y, out);
+                done.expect("adapted_gemm_silu_mul");
+                return ops.read(out, lora.rows() * width).expect("the output");
+            }
+            Behind::Norm { residual, scale } => {
+                let mut residual = residual.clone();
+                residual.resize(step.rows() * outputs, f32::NAN);
+                let (mut residual, scale) =
+                    (upload(ops, &residual), weight(ops, scale, outputs, lora.dtype));
+                let norm = (&mut residual, &scale, 1e-5);
+                let done = ops.adapted_gemm_add_rms_norm(&x, both, adapters, norm, &mut y);
+                done.expect("adapted_gemm_add_rms_norm");
+                let mut all = ops.read(&y, lora.rows() * outputs).expect("the output");
+                all.extend(ops.read(&residual, lora.rows() * outputs).expect("the sum"));
+                return all;
+            }
         }
-        let done = ops.adapted_gemm(&x, (&matrix, bias.as_ref()), (&site, &step, &mut h), &mut y);
-        done.expect("adapted_gemm");
         ops.read(&y, lora.rows() * outputs).expect("the output")
     }
 }

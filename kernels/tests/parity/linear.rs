@@ -64,6 +64,18 @@ pub fn check<O: Ops>(bench: &mut Bench<O>) {
             bench.agree(&format!("gated {rows} x {input} x {width} {dtype}"), dtype, &gated);
         }
     }
+    for (rows, input, width) in [(9, 64, 40), (530, 96, 128)] {
+        let [scale, bias] = [0; 2].map(|_| bench.random.values(width));
+        for dtype in bench.dtypes() {
+            let x = bench.random.values(rows * input);
+            let weight = bench.random.values(width * input);
+            let (bias, out) = (Some(bias.clone()), Precision::Activation);
+            let gemm = Gemm { x, input, weight, bias, dtype, out };
+            let residual = bench.random.values(rows * width);
+            let summed = Summed { gemm, residual, scale: scale.clone() };
+            bench.agree(&format!("summed {rows} x {input} x {width} {dtype}"), dtype, &summed);
+        }
+    }
     for dtype in bench.dtypes() {
         let wide = elements(&bench.random.values(10 * 40), dtype);
         let other = elements(&bench.random.values(5 * 23), DType::F32);
@@ -119,6 +131,30 @@ impl Case for Gemm {
         let beyond = out.split_off(rows * output);
         assert!(beyond.iter().all(|beyond| beyond.is_nan()), "wrote beyond its rows");
         out
+    }
+}
+
+/// A product that is added to a residual stream, and its norm.
+struct Summed {
+    gemm: Gemm,
+    residual: Vec<f32>,
+    scale: Vec<f32>,
+}
+
+impl Case for Summed {
+    fn run<O: Ops>(&self, ops: &mut O) -> Vec<f32> {
+        let Gemm { x, input, weight: values, bias, dtype, .. } = &self.gemm;
+        let (rows, width) = (x.len() / input, self.scale.len());
+        let matrix = weight(ops, values, *input, *dtype);
+        let bias = bias.as_ref().map(|bias| weight(ops, bias, width, *dtype));
+        let scale = weight(ops, &self.scale, width, *dtype);
+        let (x, mut residual) = (upload(ops, x), upload(ops, &self.residual));
+        let (norm, mut hidden) = ((&mut residual, &scale, 1e-5), poisoned(ops, rows * width));
+        let done = ops.gemm_add_rms_norm(&x, (&matrix, bias.as_ref()), norm, rows, &mut hidden);
+        done.expect("gemm_add_rms_norm");
+        let mut all = ops.read(&hidden, rows * width).expect("the output");
+        all.extend(ops.read(&residual, rows * width).expect("the sum"));
+        all
     }
 }
 

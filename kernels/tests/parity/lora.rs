@@ -231,7 +231,9 @@ impl Lora {
     }
 
     pub fn site<O: Ops>(&self, ops: &mut O) -> O::Site {
-        let (input, targets) = (self.input(), self.targets.to_vec());
+        // One that nobody writes is none.
+        let targets = self.targets.into_iter().filter(|outputs| *outputs > 0).collect();
+        let input = self.input();
         let shape = SiteShape { input, targets, slots: SLOTS.len() };
         let mut site = ops.site(shape, self.dtype).expect("a site");
         let mut load = |slot: usize, content: usize| {
