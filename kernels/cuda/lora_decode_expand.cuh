@@ -31,7 +31,7 @@ struct ExpandPiece {
 
     // Where those of a column start among what is staged.
     __device__ u32 staged_of(u32 at) const {
-        return blocks == 1 ? 0 : (within + at) / of_block * padded();
+        return (within + at) / of_block * padded();
     }
 
     // Whether tiles of columns are those of one block, and no load is of less than 16 bytes.
@@ -46,9 +46,11 @@ __device__ inline ExpandPiece piece_of(const LoraPair& pair, const Segment& segm
                                        u32 columns) {
     const u32 begin = max(first, pair.output), end = min(first + columns, pair.output + pair.outputs);
     if (pair.shrink_rank == 0 || pair.exchange != 0 || begin >= end) return ExpandPiece{segment};
-    const u32 ranks = pair.expand_rank / pair.b_blocks, within = begin - pair.output;
+    const bool whole = pair.b_blocks == 1;
+    const u32 ranks = whole ? pair.expand_rank : pair.expand_rank / pair.b_blocks;
+    const u32 of_block = whole ? pair.outputs : pair.outputs / pair.b_blocks;
+    const u32 within = begin - pair.output;
     const Element* b = pair.b + static_cast<u64>(within) * ranks;
-    const u32 of_block = pair.outputs / pair.b_blocks;
     return {segment, b, begin, end - begin, ranks, pair.h, pair.b_blocks, of_block, within};
 }
 
@@ -65,7 +67,7 @@ struct Columns {
     u32 g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     u32 steps, units;   // lora ranks of a tile, 32 at a time; all tiles'
     const Element* at;  // of what is fetched next
-    u32 fetched, step;  // units so far, and the step of the next
+    u32 step;           // the one of the next
     u32 ranks, own;
 
     // From column `first` on, `each` of them.
@@ -75,11 +77,10 @@ struct Columns {
         steps = NARROW ? 1 : (ranks + 31) / 32;
         units = own < end ? (end - own) / TILE * steps : 0;
         at = piece.b + static_cast<u64>(own + g) * ranks + t * (NARROW ? 4 : 8);
-        fetched = step = 0;
+        step = 0;
     }
 
     __device__ void fetch(Unit& to) {
-        if (fetched++ >= units) return;
         if constexpr (NARROW) {
             to = {};
             if (t * 4 < ranks) {
@@ -88,12 +89,19 @@ struct Columns {
                 const uint2 d = ::fetch<4>(at + 24 * ranks).raw.words;
                 to = {{uint4{a.x, a.y, b.x, b.y}, uint4{c.x, c.y, d.x, d.y}}};
             }
-            at += 32 * ranks;
         } else {
             to = {};
             if (step * 32 + t * 8 < ranks) {
                 to = {{::fetch<8>(at).raw.words, ::fetch<8>(at + 8 * ranks).raw.words}};
             }
+        }
+        advance();
+    }
+
+    __device__ void advance() {
+        if constexpr (NARROW) {
+            at += 32 * ranks;
+        } else {
             at += 32;
             if (++step == steps) step = 0, at += 16 * ranks - steps * 32;
         }
@@ -101,13 +109,15 @@ struct Columns {
 
     __device__ void fetch_first(Unit (&to)[AHEAD]) {
 #pragma unroll
-        for (int i = 0; i < AHEAD; i++) fetch(to[i]);
+        for (int i = 0; i < AHEAD; i++) {
+            if (i < units) fetch(to[i]);
+        }
     }
 
     // As if the first units had been fetched.
     __device__ void skip_first() {
-        fetched = AHEAD, step = AHEAD % steps;
-        at += NARROW ? AHEAD * 32 * ranks : AHEAD / steps * 16 * ranks + step * 32;
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) advance();
     }
 
     // The results of 16 columns.
@@ -123,36 +133,43 @@ struct Columns {
     __device__ void multiply(Unit (&b)[AHEAD], const ExpandPiece& piece, const Element* h,
                              u32 h_stride, float* results, u32 stride) {
         const u32 rows = piece.segment.rows;
-        const Element* own_h = h + g * h_stride + t * (NARROW ? 4 : 8);
+        const Element* from = h + g * h_stride + t * (NARROW ? 4 : 8);
         u32 column = own, now = 0;
+        u32 staged = 0, left = ~0u;  // where the diagonal block starts, and its columns from here on
+        if (piece.blocks > 1) {
+            staged = piece.staged_of(own), left = piece.of_block - (piece.within + own) % piece.of_block;
+        }
+        auto next_columns = [&] {
+            column += TILE, left -= TILE;
+            if (left == 0) left = piece.of_block, staged += piece.padded();
+        };
         float sums[4] = {};
         for (u32 unit = 0; unit < units; unit += AHEAD) {
 #pragma unroll
             for (int i = 0; i < AHEAD; i++) {
                 if (unit + i >= units) break;
                 const uint4 v = b[i].words[0], w = b[i].words[1];
-                const Element* from = own_h + piece.staged_of(column) + now * 32;
                 if constexpr (NARROW) {
+                    const uint2 x = ::fetch<4>(from + staged).raw.words;
                     const u32 one[4] = {v.x, v.z, v.y, v.w}, two[4] = {w.x, w.z, w.y, w.w};
-                    const uint2 x = ::fetch<4>(from).raw.words;
                     float first[4] = {}, second[4] = {};
                     multiply_add(first, one, x.x, x.y);
                     multiply_add(second, two, x.x, x.y);
                     keep(first, results + column, rows, stride);
                     keep(second, results + column + 16, rows, stride);
-                    column += 32;
+                    next_columns();
                 } else {
                     const u32 one[4] = {v.x, w.x, v.y, w.y}, two[4] = {v.z, w.z, v.w, w.w};
-                    const uint4 x = ::fetch<8>(from).raw.words;
+                    const uint4 x = ::fetch<8>(from + staged + now * 32).raw.words;
                     multiply_add(sums, one, x.x, x.y);
                     multiply_add(sums, two, x.z, x.w);
                     if (++now == steps) {
                         keep(sums, results + column, rows, stride);
                         sums[0] = sums[1] = sums[2] = sums[3] = 0.0f;
-                        now = 0, column += 16;
+                        now = 0, next_columns();
                     }
                 }
-                fetch(b[i]);
+                if (unit + AHEAD + i < units) fetch(b[i]);
             }
         }
     }
@@ -195,18 +212,29 @@ struct ExpandTile {
     // their way at once.
     template <int AT_ONCE>
     __device__ void stage(const ExpandPiece& piece) const {
-        const u32 padded = piece.padded(), all = padded * piece.blocks;
+        piece.narrow() ? stage_by<AT_ONCE, 16>(piece) : stage_by<AT_ONCE, 32>(piece);
+    }
+
+    // A run of so many lora ranks, which is a part of one diagonal block, at a time.
+    template <int AT_ONCE, u32 RUN>
+    __device__ void stage_by(const ExpandPiece& piece) const {
+        const u32 of_block = piece.padded() / RUN, runs = of_block * piece.blocks;
         const u64 part = static_cast<u64>(p.rows) * p.h_stride;
-        for (u32 i = thread(); i < piece.segment.rows * all; i += warps * 32) {
-            const u32 r = i / all, block = i % all / padded, rank = i % padded;
-            const float* from = p.h + static_cast<u64>(piece.segment.row + r) * p.h_stride +
+        const u32 rows = piece.segment.rows;
+        u32 row = 0, run = thread() / RUN;
+        for (;; run += warps * 32 / RUN) {
+            for (; run >= runs && row < rows; run -= runs) row++;
+            if (row >= rows) return;
+            const u32 block = piece.blocks == 1 ? 0 : run / of_block;
+            const u32 rank = (run - block * of_block) * RUN + thread() % RUN;
+            const float* from = p.h + static_cast<u64>(piece.segment.row + row) * p.h_stride +
                                 piece.h + block * piece.ranks + rank;
             float sum = 0.0f;
             if (rank < piece.ranks) {
 #pragma unroll AT_ONCE
                 for (u32 split = 0; split < p.splits; split++) sum += from[split * part];
             }
-            from_f32(h[r * h_stride + i % all], sum);
+            from_f32(h[row * h_stride + run * RUN + thread() % RUN], sum);
         }
     }
 
@@ -228,7 +256,8 @@ struct ExpandTile {
         for (u32 column = thread(); column < piece.columns; column += warps * 32) {
             const Element* b = piece.b + static_cast<u64>(column) * piece.ranks;
             for (u32 r = 0; r < piece.segment.rows; r++) {
-                const Element* from = h + r * h_stride + piece.staged_of(column);
+                const u32 staged = piece.blocks == 1 ? 0 : piece.staged_of(column);
+                const Element* from = h + r * h_stride + staged;
                 float sum = 0.0f;
                 for (u32 n = 0; n < piece.ranks; n++) sum += to_f32(b[n]) * to_f32(from[n]);
                 to[r * stride + column] = sum;

@@ -26,9 +26,12 @@ struct Gated {
     __device__ Gated(const LoraDecodeParams& p, unsigned char* shared)
         : p(p), tile(p, shared, part, 2) {}
 
-    // The row of a thread's n-th two results, and the first column of all of them.
-    __device__ u32 row_of(u32 n) const { return (n * THREADS + threadIdx.x) / (p.columns / 2); }
-    __device__ u32 column() const { return threadIdx.x % (p.columns / 2) * 2; }
+    // The row of a thread's n-th two results, and the first column of all of them: half of the columns
+    // are a power of two.
+    __device__ u32 row_of(u32 n) const {
+        return (n * THREADS + threadIdx.x) >> (31 - __clz(p.columns / 2));
+    }
+    __device__ u32 column() const { return (threadIdx.x & (p.columns / 2 - 1)) * 2; }
 
     __device__ bool exists(const GatedPiece& piece, u32 n) const {
         return row_of(n) < piece.segment().rows && column() < piece.columns;

@@ -1,72 +1,73 @@
 // h = x A^T where every sequence has one row.
 #include "lora_decode.cuh"
 
+constexpr int AHEAD = 4;  // steps of 32 inputs on their way
+constexpr u32 STEP = 32;
+
 // A tile of one A, one part of its inputs, and the rows of x that it multiplies.
 struct ShrinkPiece {
     ShrinkTile tile;
     Segment segment;
-    u32 split;
+    u32 split, share;  // which part it is, and inputs of it that a warp has
+    bool even;         // whether all loads are of 16 bytes
 };
-
-constexpr int AHEAD = 4;  // steps of 32 inputs on their way
 
 // What a warp has on its way at once, of both operands.
 struct Inputs {
     uint4 a[AHEAD], x[AHEAD];
 };
 
-// One warp's part of a piece: lane l = 4 g + t holds, of every 32 inputs, those from 8 t on: of
-// lora rank g, and of row g.
+// One warp's part of a piece, from the inputs `at` on: lane l = 4 g + t holds, of every 32 inputs,
+// those from 8 t on: of lora rank g, and of row g.
 struct Part {
+    const Element *a, *x;  // this lane's rows
+    u32 at, end, a_end, x_end;  // the latter where this lane's loads of 16 bytes end
+
+    __device__ Part(const LoraDecodeParams& p, const ShrinkPiece& piece) {
+        const ShrinkTile& tile = piece.tile;
+        const u32 g = threadIdx.x % 32 / 4;
+        at = (piece.split * WARPS + threadIdx.x / 32) * piece.share;
+        end = min(at + piece.share, tile.inputs);
+        a = tile.a + static_cast<u64>(g) * tile.inputs;
+        x = p.x + static_cast<u64>(piece.segment.row + g) * p.width + tile.input;
+        a_end = piece.even && g < tile.rows ? end : 0;
+        x_end = piece.even && g < piece.segment.rows ? end : 0;
+    }
+
+    // The first input of this lane in a step.
+    __device__ u32 own(int step) const { return at + step * STEP + threadIdx.x % 4 * 8; }
+
+    __device__ void fetch_a(Inputs& to, int step) const { fetch(to.a[step], a, a_end, step); }
+    __device__ void fetch_x(Inputs& to, int step) const { fetch(to.x[step], x, x_end, step); }
+
+    __device__ void fetch(uint4& to, const Element* row, u32 end, int step) const {
+        to = {};
+        if (own(step) < end) to = ::fetch<8>(row + own(step)).raw.words;
+    }
+};
+
+// Sums of lora rank g and of rows 2 t and the next. As the left operand, what a lane has of A are two
+// rows, each with half of its inputs; the row that meets the other half of x is left out.
+struct Sums {
+    float low[4] = {}, high[4] = {};
+
+    __device__ void add(const uint4& a, const uint4& x) {
+        const u32 left[4] = {a.x, a.y, a.z, a.w};
+        multiply_add(low, left, x.x, x.z);
+        multiply_add(high, left, x.y, x.w);
+    }
+};
+
+struct Shrink {
     const LoraDecodeParams& p;
-    const ShrinkPiece& piece;
-    u32 g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, begin, end;
-    bool aligned;
 
-    __device__ Part(const LoraDecodeParams& p, const ShrinkPiece& piece) : p(p), piece(piece) {
-        const ShrinkTile& tile = piece.tile;
-        const u32 steps = (tile.inputs + 31) / 32, shares = p.splits * WARPS;
-        const u32 share = (steps + shares - 1) / shares;
-        begin = min((piece.split * WARPS + threadIdx.x / 32) * share, steps);
-        end = min(begin + share, steps);
-        aligned = (tile.inputs | tile.input | p.width) % 8 == 0;
-    }
-
-    // AHEAD steps of this lane's row.
-    __device__ void fetch(uint4 (&to)[AHEAD], const Element* row, bool exists, u32 step) const {
-#pragma unroll
-        for (int i = 0; i < AHEAD; i++) {
-            const u32 last = exists && step + i < end ? piece.tile.inputs : 0;
-            to[i] = eight(row, (step + i) * 32 + t * 8, last, aligned);
-        }
-    }
-
-    __device__ void fetch_a(Inputs& to, u32 step) const {
-        const ShrinkTile& tile = piece.tile;
-        fetch(to.a, tile.a + static_cast<u64>(g) * tile.inputs, g < tile.rows, step);
-    }
-
-    __device__ void fetch_x(Inputs& to, u32 step) const {
-        const Element* row = p.x + static_cast<u64>(piece.segment.row + g) * p.width;
-        fetch(to.x, row + piece.tile.input, g < piece.segment.rows, step);
-    }
-
-    // sums of row g, lora ranks 2 t and the next; the other two rows of a product are empty.
-    static __device__ void multiply(const Inputs& inputs, float (&sums)[4]) {
-#pragma unroll
-        for (int i = 0; i < AHEAD; i++) {
-            const uint4 a = inputs.a[i], x = inputs.x[i];
-            const u32 first[4] = {x.x, 0, x.y, 0}, second[4] = {x.z, 0, x.w, 0};
-            multiply_add(sums, first, a.x, a.y);
-            multiply_add(sums, second, a.z, a.w);
-        }
-    }
-
-    __device__ void write(const float (&sums)[4]) const {
-        __shared__ float shares[WARPS][ROWS][8];
-        float(*own)[8] = shares[threadIdx.x / 32];
-        __syncthreads();
-        own[g][2 * t] = sums[0], own[g][2 * t + 1] = sums[1];
+    // Adds up what the warps have. Two pieces in turn have places of their own.
+    __device__ void write(const ShrinkPiece& piece, const Sums& sums, u32 turn) const {
+        __shared__ float all[2][WARPS][ROWS][8];
+        const float(*shares)[ROWS][8] = all[turn % 2];
+        float(*own)[8] = all[turn % 2][threadIdx.x / 32];
+        const u32 g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+        own[2 * t][g] = sums.low[0] + sums.high[2], own[2 * t + 1][g] = sums.low[1] + sums.high[3];
         __syncthreads();
         const u32 r = threadIdx.x / 8, j = threadIdx.x % 8;
         if (r >= piece.segment.rows || j >= piece.tile.rows) return;
@@ -77,18 +78,41 @@ struct Part {
         p.h[row * p.h_stride + piece.tile.h + j] = sum;
     }
 
-    // `inputs` has the first ones; meanwhile it comes to hold those of `next`.
-    __device__ void run(Inputs& inputs, const ShrinkPiece* next) const {
-        float sums[4] = {};
-        for (u32 step = begin; step < end; step += AHEAD) {
-            if (step > begin) fetch_a(inputs, step), fetch_x(inputs, step);
-            multiply(inputs, sums);
+    // The same where no load of 16 bytes is possible: one product at a time.
+    __device__ void add_uneven(const ShrinkPiece& piece, Sums& sums) const {
+        const Part part(p, piece);
+        const u32 g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+        if (g >= piece.tile.rows) return;
+        const Element* x = p.x + static_cast<u64>(piece.segment.row) * p.width + piece.tile.input;
+#pragma unroll
+        for (u32 i = 0; i < 2; i++) {
+            if (2 * t + i >= piece.segment.rows) continue;
+            const Element* row = x + static_cast<u64>(2 * t + i) * p.width;
+            float sum = 0.0f;
+#pragma unroll 1
+            for (u32 at = part.at; at < part.end; at++) sum += to_f32(part.a[at]) * to_f32(row[at]);
+            sums.low[i] = sum;
         }
-        if (next) {
-            const Part part(p, *next);
-            part.fetch_a(inputs, part.begin), part.fetch_x(inputs, part.begin);
+    }
+
+    // One of so many pieces, whose first inputs are there. What was multiplied gives way to what comes
+    // next, in this piece or in the one behind it.
+    __device__ void run(const ShrinkPiece* pieces, u32 now, u32 count, Inputs& inputs) const {
+        const ShrinkPiece& piece = pieces[now];
+        Part part(p, piece);
+        Sums sums;
+        for (bool last = false; !last;) {
+            part.at += AHEAD * STEP;
+            last = part.at >= part.end;
+            if (last && now + 1 < count) part = Part(p, pieces[now + 1]);
+#pragma unroll
+            for (int i = 0; i < AHEAD; i++) {
+                sums.add(inputs.a[i], inputs.x[i]);
+                part.fetch_a(inputs, i), part.fetch_x(inputs, i);
+            }
         }
-        if (piece.tile.rows > 0) write(sums);
+        if (!piece.even) add_uneven(piece, sums);
+        if (piece.tile.rows > 0) write(piece, sums, now);
     }
 };
 
@@ -104,19 +128,23 @@ extern "C" __global__ void REGISTERS(72, THREADS) lora_decode_shrink(LoraDecodeP
     bool waited = false;
     auto look_up = [&](u32 item) {
         const Segment segment = p.segments[item / each];
-        const u32 tile = item % each / p.splits;
-        return ShrinkPiece{p.shrink[segment.slot * p.shrink_tiles + tile], segment,
-                           item % p.splits};
+        const u32 at = item % each / p.splits, split = item % p.splits, warps = p.splits * WARPS;
+        const ShrinkTile tile = p.shrink[segment.slot * p.shrink_tiles + at];
+        const u32 steps = (tile.inputs + STEP - 1) / STEP, share = (steps + warps - 1) / warps * STEP;
+        const bool even = (tile.inputs | tile.input | p.width) % 8 == 0;
+        return ShrinkPiece{tile, segment, split, share, even};
     };
     for_each_piece<ShrinkPiece>(p, each, look_up, [&](const ShrinkPiece* pieces, u32 count) {
         Inputs inputs;
         const Part first(p, pieces[0]);
-        first.fetch_a(inputs, first.begin);
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) first.fetch_a(inputs, i);
         if (!waited) wait_for_x(p);
         waited = true;
-        first.fetch_x(inputs, first.begin);
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) first.fetch_x(inputs, i);
         for (u32 i = 0; i < count; i++) {
-            Part(p, pieces[i]).run(inputs, i + 1 < count ? pieces + i + 1 : nullptr);
+            Shrink{p}.run(pieces, i, count, inputs);
         }
     });
     if (!waited) wait_for_x(p);

@@ -12,9 +12,10 @@ use super::step::Step;
 /// Shared memory for adapters' shrunk activations, at most: the ring of weights needs the rest.
 const SHRUNK_BYTES_MAX: usize = 32 << 10;
 
-/// Segments of more than [`ROWS_ANY`] rows, at most: with 32 of 32 rows, expand had better be a
-/// kernel of its own (docs/performance.md).
+/// Segments of more than [`ROWS_ANY`] rows, at most, and bytes of B that a tile needs where there
+/// are more of them: else expand had better be a kernel of its own (docs/performance.md).
 const SEGMENTS_MAX: usize = 16;
+const TILE_BYTES_MAX: usize = 32 << 10;
 
 /// Slots of the ring of B, and bytes of one: of many rows, whose sums take room too, half as many.
 const SLOTS: usize = 12;
@@ -62,14 +63,21 @@ pub struct Adapters<'a> {
 }
 
 impl Adapters<'_> {
-    /// Whether the kernel takes them.
-    pub fn fit(&self) -> bool {
-        let (decode, rows) = (&self.site.decode, self.step.rows);
+    /// Whether the kernel takes them, where a block has `tile` outputs.
+    pub fn fit(&self, tile: usize) -> bool {
+        let decode = &self.site.decode;
         self.step.alike.is_some_and(|alike| alike.adapted)
             && decode.tiles() > 0
-            && (rows <= ROWS_ANY || decode.segments(rows) <= SEGMENTS_MAX)
+            && self.few(tile)
             && decode.copied
             && self.shrunk_bytes() <= SHRUNK_BYTES_MAX
+    }
+
+    fn few(&self, tile: usize) -> bool {
+        let (decode, rows) = (&self.site.decode, self.step.rows);
+        let segments = decode.segments(rows);
+        let bytes = segments * tile * decode.staged() * SIXTEEN_BITS;
+        rows <= ROWS_ANY || segments <= SEGMENTS_MAX || bytes <= TILE_BYTES_MAX
     }
 
     fn shrunk_bytes(&self) -> usize {
@@ -93,9 +101,9 @@ impl Adapters<'_> {
 
     /// Always enough for the 8 columns that are multiplied at once.
     fn slot_bytes(&self) -> usize {
-        let many =
-            self.step.rows > ROWS_ANY && self.site.decode.staged() * 8 * SIXTEEN_BITS <= SLOT_BYTES;
-        if many { SLOT_BYTES } else { SLOT_BYTES_MAX }
+        let least = 8 * self.site.decode.staged() * SIXTEEN_BITS;
+        let half = self.step.rows > ROWS_ANY && least <= SLOT_BYTES;
+        if half { SLOT_BYTES } else { SLOT_BYTES_MAX }
     }
 
     /// With what [`Self::shared_bytes`] counts from `start` on.
@@ -108,7 +116,7 @@ impl Adapters<'_> {
             h: self.h.address(DType::F32, self.site.decode.len(self.step.rows)),
             told: self.told,
             targets: to_u32(self.site.shape.targets.len()),
-            splits: to_u32(self.site.decode.splits()),
+            splits: to_u32(self.site.decode.splits(self.step.rows)),
             h_stride: to_u32(self.site.decode.h_stride()),
             pieces,
             shrunk,

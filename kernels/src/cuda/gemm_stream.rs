@@ -129,7 +129,7 @@ impl GemmStream {
         let any = rows <= ROWS_ANY;
         let even = any || rows <= ROWS_MAX && rows <= tiles.tile;
         match adapters {
-            Some(adapters) => even && tiles.one_each() && adapters.fit(),
+            Some(adapters) => even && tiles.one_each() && adapters.fit(tiles.tile),
             None => any || even && tiles.one_each(),
         }
     }

@@ -3,11 +3,8 @@
 //! Kernels find a slot's pairs through a table in device memory, so that a batch names slots only.
 //! The host keeps what it needs to size a launch.
 
-use std::sync::Arc;
-
 use contract::adapter::{Exchange, PairShape, Slot};
 use contract::tensor::DType;
-use cudarc::driver::CudaStream;
 
 use crate::element;
 use crate::error::{Error, Result};
@@ -103,15 +100,15 @@ struct Loaded {
 }
 
 impl Site {
-    pub fn new(stream: &Arc<CudaStream>, shape: SiteShape, dtype: DType) -> Result<Self> {
+    pub fn new(device: &Device, shape: SiteShape, dtype: DType) -> Result<Self> {
         assert!(shape.targets.len() <= TARGETS_MAX, "too many targets: this is a bug");
         let pairs = shape.slots * shape.targets.len() * size_of::<PairEntry>();
         let widths = shape.slots * size_of::<Widths>();
         Ok(Self {
-            pairs: Memory::zeroed(stream, pairs, "a table of adapters")?,
-            widths: Memory::zeroed(stream, widths, "a table of adapters")?,
+            pairs: Memory::zeroed(&device.stream, pairs, "a table of adapters")?,
+            widths: Memory::zeroed(&device.stream, widths, "a table of adapters")?,
             slots: (0..shape.slots).map(|_| None).collect(),
-            decode: DecodeTable::new(stream, &shape)?,
+            decode: DecodeTable::new(device, &shape)?,
             exchanges: false,
             shape,
             dtype,

@@ -13,6 +13,7 @@ use crate::error::Result;
 use crate::lora::SiteShape;
 
 use super::device::{Device, Grid, Kernel, to_u32};
+use super::gemm_stream::ROWS_ANY;
 use super::lora::{PairEntry, Site, TARGETS_MAX};
 use super::lora_rows::COLUMNS;
 use super::memory::{Buf, Memory};
@@ -80,9 +81,9 @@ const THREADS: u32 = 256;
 const SHRINK_BLOCKS: usize = 3;
 const EXPAND_BLOCKS: usize = 4;
 
-/// Pieces a multiprocessor from which on shrink takes all of it, though a product has room beside
-/// one block: the product then starts once blocks of shrink are done.
-const ALONE_PIECES_MIN: usize = 6;
+/// Pieces of [`ON_THEIR_WAY`] inputs a multiprocessor from which on shrink takes all of it, though
+/// a product has room beside one block: the product then starts once blocks of shrink are done.
+const ALONE_MIN: usize = 6;
 
 /// Rows of a segment, at most.
 pub const ROWS: usize = 8;
@@ -93,9 +94,11 @@ pub const STAGED_MAX: usize = 1536;
 /// Elements that part the banks of neighbouring rows.
 const GAP: usize = 8;
 
-/// Inputs that make it worth while to cut a site's into one more part, and parts at most.
-const SPLIT_INPUTS: usize = 1024;
+/// Inputs that shrink's warps have on their way at once, of one piece; parts that the inputs are
+/// cut into, at most; and what a piece costs besides, in per cent of bringing that many.
+const ON_THEIR_WAY: usize = 1024;
 pub const SPLITS_MAX: usize = 16;
+const PIECE_COST: usize = 60;
 
 /// Shrunk activations of a row are that many, or a multiple: 16 bytes of them once rounded.
 const H_ALIGNMENT: usize = 8;
@@ -136,7 +139,9 @@ pub struct DecodeTable {
     h_stride: usize,
     /// What expand stages of a row, likewise.
     staged: usize,
-    splits: usize,
+    /// Inputs of the site, and multiprocessors.
+    inputs: usize,
+    processors: usize,
     /// Whether all pairs ever loaded are cut as `lora_rows.cu` needs it.
     pub even: bool,
     /// Whether they are cut as `adapters.cuh` needs it.
@@ -144,14 +149,15 @@ pub struct DecodeTable {
 }
 
 impl DecodeTable {
-    pub fn new(stream: &Arc<CudaStream>, shape: &SiteShape) -> Result<Self> {
+    pub fn new(device: &Device, shape: &SiteShape) -> Result<Self> {
         Ok(Self {
-            device: Memory::zeroed(stream, 0, "a table of adapters")?,
+            device: Memory::zeroed(&device.stream, 0, "a table of adapters")?,
             slots: vec![Vec::new(); shape.slots],
             tiles: 0,
             h_stride: 0,
             staged: 0,
-            splits: (shape.input / SPLIT_INPUTS).clamp(1, SPLITS_MAX),
+            inputs: shape.input,
+            processors: device.processors,
             copied: true,
             even: shape.input.is_multiple_of(8) && shape.output().is_multiple_of(COLUMNS),
         })
@@ -177,9 +183,17 @@ impl DecodeTable {
         self.h_stride
     }
 
-    /// Parts that shrink cuts the inputs into.
-    pub fn splits(&self) -> usize {
-        self.splits
+    /// Parts that shrink cuts the inputs into in a step of so many rows.
+    pub fn splits(&self, rows: usize) -> usize {
+        splits(self.inputs, self.segments(rows) * self.tiles, self.blocks(rows))
+    }
+
+    /// Blocks of shrink in a step of so many rows: one a multiprocessor where a product may be
+    /// beside it, unless those would have too much to do.
+    fn blocks(&self, rows: usize) -> usize {
+        let beside = rows <= ROWS_ANY;
+        let much = rows * self.tiles * splits_most(self.inputs) >= ALONE_MIN * self.processors;
+        self.processors * if beside && !much { 1 } else { SHRINK_BLOCKS }
     }
 
     /// Takes note of what lies in a slot. True if launches recorded before no longer serve.
@@ -231,7 +245,7 @@ impl DecodeTable {
 
     /// Floats that shrink writes for `rows` rows; 0 where nothing was ever loaded.
     pub fn len(&self, rows: usize) -> usize {
-        self.splits * rows * self.h_stride
+        self.splits(rows) * rows * self.h_stride
     }
 
     fn params(&self, site: &Site, step: &Step) -> LoraDecodeParams {
@@ -248,7 +262,7 @@ impl DecodeTable {
             rows: to_u32(step.rows),
             width: 0,
             h_stride: to_u32(self.h_stride),
-            splits: to_u32(self.splits),
+            splits: to_u32(self.splits(step.rows)),
             shrink_tiles: to_u32(self.tiles),
             targets: to_u32(site.shape.targets.len()),
             columns: 0,
@@ -257,6 +271,19 @@ impl DecodeTable {
             target_column: [0; TARGETS_MAX],
         }
     }
+}
+
+/// Parts of so many inputs with which blocks that shrink so many tiles have the least to do.
+fn splits(inputs: usize, tiles: usize, blocks: usize) -> usize {
+    let cost = |splits: &usize| {
+        let brought = inputs.div_ceil(splits * ON_THEIR_WAY);
+        (tiles * splits).div_ceil(blocks) * (100 * brought + PIECE_COST)
+    };
+    (1..=splits_most(inputs)).rev().min_by_key(cost).unwrap_or(1)
+}
+
+fn splits_most(inputs: usize) -> usize {
+    (inputs / ON_THEIR_WAY).clamp(1, SPLITS_MAX)
 }
 
 /// How expand cuts a site's outputs into tiles.
@@ -344,9 +371,9 @@ pub fn shrink(
         width: to_u32(site.shape.input),
         ..table.params(site, step)
     };
-    let pieces = step.rows * table.tiles * table.splits;
-    let beside = told.is_some() && pieces < ALONE_PIECES_MIN * device.processors;
-    let blocks = device.processors * if beside { 1 } else { SHRINK_BLOCKS };
+    let pieces = step.rows * table.tiles * table.splits(step.rows);
+    let alone = SHRINK_BLOCKS * device.processors;
+    let blocks = if told.is_some() { table.blocks(step.rows) } else { alone };
     device.launch(&kernels.shrink, Grid::of(pieces.min(blocks), THREADS), &params)
 }
 
@@ -407,6 +434,13 @@ pub fn expand_silu_mul(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn inputs_are_split_where_tiles_are_few() {
+        assert_eq!([1, 24, 99, 396, 768].map(|tiles| splits(4096, tiles, 396)), [4, 4, 4, 1, 1]);
+        assert_eq!([8, 256].map(|tiles| splits(14336, tiles, 396)), [14, 3]);
+        assert_eq!([8, 256].map(|tiles| splits(896, tiles, 132)), [1, 1]);
+    }
 
     #[test]
     fn tiles_are_wide_where_there_are_many() {

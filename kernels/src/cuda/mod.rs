@@ -178,7 +178,7 @@ impl Ops for Cuda {
     }
 
     fn site(&mut self, shape: SiteShape, dtype: DType) -> Result<Site> {
-        Site::new(&self.device.stream, shape, dtype)
+        Site::new(&self.device, shape, dtype)
     }
 
     fn site_load(&mut self, site: &mut Site, pairs: &SlotPairs<'_>) -> Result<()> {

@@ -194,6 +194,7 @@ template <class A, class B>
 std::common_type_t<A, B> max(A a, B b) {
     return static_cast<std::common_type_t<A, B>>(a) > b ? a : b;
 }
+inline int __clz(unsigned x) { return __builtin_clz(x); }
 inline float __expf(float x) { return expf(x); }
 inline float __uint_as_float(unsigned x) {
     float value;
