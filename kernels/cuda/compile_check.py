@@ -28,6 +28,8 @@ TENSOR_CORES = {  # not compiled for f32
     "lora_decode_gated.cu",
     "lora_decode_shrink.cu",
     "lora_gated.cu",
+    "lora_long_expand.cu",
+    "lora_long_shrink.cu",
     "lora_rows.cu",
 }
 HOPPER = {"gemm_stream.cu"}  # not compiled for cards before it

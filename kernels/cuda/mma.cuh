@@ -63,9 +63,13 @@ __device__ inline void load_transposed(u32 (&to)[4], u32 row) {
 }
 
 // 16 bytes from device to shared memory without waiting; zeros where there is nothing to copy.
+__device__ inline void copy_16(u32 to, const Element* from, bool exists) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+                 "r"(exists ? 16 : 0));
+}
+
 __device__ inline void copy_16(Element* to, const Element* from, bool exists) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)),
-                 "l"(from), "r"(exists ? 16 : 0));
+    copy_16(shared_address(to), from, exists);
 }
 
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;"); }

@@ -232,17 +232,17 @@ struct LoraRowsParams {
 };
 static_assert(sizeof(LoraRowsParams) == 96, "kernels/src/cuda/lora_rows.rs has the twin");
 
-constexpr u32 GATED_SEGMENTS_MAX = 16, GATED_RANK_MAX = 64;
+constexpr u32 GATED_SEGMENTS_MAX = 16, LONG_ENTRIES_MAX = 32, LONG_RANKS_MAX = 64;
 
-// B of the pair of a gate, or of what it lets through.
-struct GatedPair {
-    const Element* b;  // [width, rank]
+// B of a pair at a long segment, or of one of its diagonal blocks.
+struct LongPair {
+    const Element* b;  // [columns, rank]
     u32 rank;
     u32 h;  // column of the shrunk activations
 };
 
 struct GatedSegment {
-    GatedPair pairs[2];
+    LongPair pairs[2];  // of a gate, and of what it lets through
     u32 row, rows;
     u32 h;      // where its shrunk activations start
     u32 width;  // of one row of them
@@ -257,6 +257,42 @@ struct LoraGatedParams {
     GatedSegment segments[GATED_SEGMENTS_MAX];
 };
 static_assert(sizeof(LoraGatedParams) == 800, "kernels/src/cuda/lora_gated.rs has the twin");
+
+// Some lora ranks of a long segment, or of one of its diagonal blocks.
+struct LongShrink {
+    const Element* a;  // [ranks, inputs]
+    u32 inputs, ranks;
+    u32 column;  // of x, where its inputs start
+    u32 row, rows;
+    u32 h, width;  // where its shrunk activations start, and how far apart its rows of them are
+    u32 padding;
+};
+static_assert(sizeof(LongShrink) == 40, "kernels/src/cuda/lora_long_shrink.rs has the twin");
+
+struct LoraLongShrinkParams {
+    const Element* x;  // [rows, width]
+    float* h;
+    u32 width, padding;
+    LongShrink entries[LONG_ENTRIES_MAX];
+};
+static_assert(sizeof(LoraLongShrinkParams) == 1304, "kernels/src/cuda/lora_long_shrink.rs has the twin");
+
+// Columns of y that one pair adds to, in a long segment.
+struct LongExpand {
+    LongPair pair;
+    u32 column, columns;
+    u32 row, rows;
+    u32 h, width;  // where its shrunk activations start, and how far apart its rows of them are
+};
+static_assert(sizeof(LongExpand) == 40, "kernels/src/cuda/lora_long_expand.rs has the twin");
+
+struct LoraLongExpandParams {
+    const float* h;
+    Element* y;  // [rows, width]
+    u32 width, padding;
+    LongExpand entries[LONG_ENTRIES_MAX];
+};
+static_assert(sizeof(LoraLongExpandParams) == 1304, "kernels/src/cuda/lora_long_expand.rs has the twin");
 
 // How a row's token is drawn: kernels/src/sampling/device.rs has the twin. All zeros ask for the
 // largest logit.

@@ -11,6 +11,8 @@ use super::head_norm::HeadNormParams;
 use super::lora::ByRows;
 use super::lora_decode::LoraDecode;
 use super::lora_gated::LoraGated;
+use super::lora_long_expand::LoraLongExpand;
+use super::lora_long_shrink::LoraLongShrink;
 use super::lora_rows::LoraRows;
 use super::peer::PeerKernels;
 use super::pick_rows::PickRowsParams;
@@ -39,6 +41,10 @@ pub struct Kernels {
     pub lora_expand: ByRows,
     /// Not for f32.
     pub lora_gated: Option<LoraGated>,
+    /// Not for f32.
+    pub lora_long_expand: Option<LoraLongExpand>,
+    /// Not for f32.
+    pub lora_long_shrink: Option<LoraLongShrink>,
     /// Not for f32.
     pub lora_rows: Option<LoraRows>,
     pub lora_shrink: ByRows,
@@ -77,6 +83,8 @@ impl Kernels {
             lora_decode: LoraDecode::new(programs)?,
             lora_expand: by_rows("lora_expand", "lora_expand_1", "lora_expand_8")?,
             lora_gated: LoraGated::new(programs)?,
+            lora_long_expand: LoraLongExpand::new(programs)?,
+            lora_long_shrink: LoraLongShrink::new(programs)?,
             lora_rows: LoraRows::new(programs)?,
             lora_shrink: by_rows("lora_shrink", "lora_shrink_1", "lora_shrink_8")?,
             peer: PeerKernels::new(programs)?,

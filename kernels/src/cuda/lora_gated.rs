@@ -16,6 +16,7 @@ use super::lora::{PairEntry, Site};
 use super::lora_decode;
 use super::lora_expand::{expand_others, lora_expand};
 use super::lora_long::{Long, LongSegments};
+use super::lora_long_expand::{COLUMNS, LongPair, RANKS_MAX, ROWS, THREADS, TILES};
 use super::memory::Buf;
 use super::program::Programs;
 use super::silu_mul::silu_mul;
@@ -23,16 +24,8 @@ use super::step::Step;
 
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
-struct GatedPair {
-    b: u64,
-    rank: u32,
-    h: u32,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
 struct GatedSegment {
-    pairs: [GatedPair; 2],
+    pairs: [LongPair; 2],
     row: u32,
     rows: u32,
     h: u32,
@@ -57,17 +50,8 @@ const _: () = assert!(size_of::<LoraGatedParams>() == 800);
 /// Segments of a launch, at most.
 const SEGMENTS_MAX: usize = 16;
 
-/// Lora rank of a pair, at most: the kernel has room for no more.
-const RANK_MAX: u32 = 64;
-
-/// Threads of a block, and what it takes: rows, and tiles of columns.
-const THREADS: u32 = 256;
-const ROWS: usize = 128;
-const COLUMNS: usize = 64;
-const TILES: usize = 8;
-
 /// Bytes of both factors in shared memory: two tiles of B, in rows padded by 16 bytes.
-const SHARED_BYTES: usize = (2 * ROWS + 4 * COLUMNS) * (RANK_MAX as usize + 8) * 2;
+const SHARED_BYTES: usize = (2 * ROWS + 4 * COLUMNS) * (RANKS_MAX + 8) * 2;
 
 /// The kernel.
 pub struct LoraGated(Kernel<LoraGatedParams>);
@@ -102,7 +86,7 @@ impl GatedSegment {
     fn new(long: &Long) -> Self {
         let pair = |i: usize| {
             let PairEntry { b, expand_rank: rank, h, .. } = long.pairs[i];
-            GatedPair { b, rank, h }
+            LongPair { b, rank, h }
         };
         Self {
             pairs: [pair(0), pair(1)],
@@ -120,7 +104,7 @@ fn fits(long: &Long, width: usize) -> bool {
         let columns = (pair.output as usize, pair.outputs as usize) == (at * width, width);
         columns && pair.takes_part(Exchange::None) && pair.b_blocks == 1
     };
-    let room = long.pairs.iter().all(|pair| pair.expand_rank <= RANK_MAX);
+    let room = long.pairs.iter().all(|pair| pair.expand_rank as usize <= RANKS_MAX);
     room && long.pairs.len() == 2 && long.pairs.iter().enumerate().all(whole)
 }
 

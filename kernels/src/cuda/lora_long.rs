@@ -1,8 +1,9 @@
-//! Shrink and expand of long segments, prefill, as products of cuBLASLt.
+//! Shrink and expand of long segments, prefill: products of few lora ranks by kernels of ours,
+//! those of all segments in one launch, and others by cuBLASLt.
 //!
-//! A launch each costs a few microseconds, so the pairs of a slot are joined to as few products as
-//! they can be: the As of targets that lie one behind the other shrink as one, and diagonal blocks
-//! or targets of one shape are a batch. What to launch is known once a slot is loaded.
+//! There are as few products as there can be: the As of targets that lie one behind the other
+//! shrink as one, and diagonal blocks or targets of one shape are a batch. They are known once a
+//! slot is loaded.
 
 use contract::adapter::Exchange;
 use contract::tensor::DType;
@@ -10,9 +11,11 @@ use contract::tensor::DType;
 use crate::error::Result;
 use crate::lora::SiteShape;
 
-use super::device::Device;
+use super::device::{Device, to_u32};
 use super::gemm::{Addresses, Gemm, Shape, Stride};
 use super::lora::{PairEntry, Site};
+use super::lora_long_expand::{self, LongExpand, LongPair};
+use super::lora_long_shrink::{self, LongShrink};
 use super::memory::Buf;
 use super::step::Step;
 
@@ -157,6 +160,48 @@ impl Product {
         shape && self.first.is_even() && self.step.is_even()
     }
 
+    /// Whether shrink has so few outputs that `lora_long_shrink.cu` takes it.
+    fn shrinks_few(&self) -> bool {
+        self.outputs <= lora_long_shrink::RANKS_MAX
+    }
+
+    /// Whether expand has so few inputs that `lora_long_expand.cu` takes it.
+    fn expands_few(&self) -> bool {
+        self.inputs <= lora_long_expand::RANKS_MAX
+            && self.outputs.is_multiple_of(lora_long_expand::COLUMNS)
+    }
+
+    /// Its whole batch, for a segment.
+    fn shrinks(&self, long: &Long<'_>) -> impl Iterator<Item = LongShrink> {
+        self.places().map(|Place { factor, from, to }| LongShrink {
+            a: factor as u64,
+            inputs: to_u32(self.inputs),
+            ranks: to_u32(self.outputs),
+            column: to_u32(from),
+            row: to_u32(long.row),
+            rows: to_u32(long.rows),
+            h: to_u32(long.h + to),
+            width: to_u32(long.width),
+            padding: 0,
+        })
+    }
+
+    fn expands(&self, long: &Long<'_>) -> impl Iterator<Item = LongExpand> {
+        self.places().map(|Place { factor, from, to }| LongExpand {
+            pair: LongPair { b: factor as u64, rank: to_u32(self.inputs), h: to_u32(from) },
+            column: to_u32(to),
+            columns: to_u32(self.outputs),
+            row: to_u32(long.row),
+            rows: to_u32(long.rows),
+            h: to_u32(long.h),
+            width: to_u32(long.width),
+        })
+    }
+
+    fn places(&self) -> impl Iterator<Item = Place> {
+        (0..self.batch).map(|of| self.first.after(self.step, of))
+    }
+
     fn launch(
         &self,
         (device, gemm): (&Device, &mut Gemm),
@@ -215,6 +260,9 @@ pub struct Long<'a> {
     products: &'a Products,
 }
 
+/// Products of long segments.
+type Launches<'s, 'a> = Vec<(&'s Long<'a>, &'a Product)>;
+
 /// The long segments of a step.
 pub struct LongSegments<'a>(pub Vec<Long<'a>>);
 
@@ -262,14 +310,17 @@ impl<'a> LongSegments<'a> {
             dtype: device.dtype,
         };
         let h = h.address(DType::F32, site.len(step, Exchange::None));
-        for long in &self.0 {
-            let x = x.from(long.row * width);
-            let h = Rows { address: h, width: long.width, dtype: DType::F32 }.from(long.h);
-            for product in &long.products.shrink {
-                product.launch((device, gemm), long.rows, (&x, &h), false)?;
-            }
+        let kernel = device.kernels.lora_long_shrink.as_ref();
+        let (few, many) = self.products(|long| &long.products.shrink, |it| it.shrinks_few());
+        if let Some(kernel) = kernel {
+            let entries: Vec<_> = few.iter().flat_map(|(long, it)| it.shrinks(long)).collect();
+            kernel.launch(device, (x.address, width), h, &entries)?;
         }
-        Ok(())
+        let rest = if kernel.is_some() { many } else { [few, many].concat() };
+        rest.into_iter().try_for_each(|(long, product)| {
+            let h = Rows { address: h, width: long.width, dtype: DType::F32 }.from(long.h);
+            product.launch((device, gemm), long.rows, (&x.from(long.row * width), &h), false)
+        })
     }
 
     /// `y += h B^T`, where h is rounded to the type that tensor cores multiply.
@@ -285,16 +336,32 @@ impl<'a> LongSegments<'a> {
         }
         let (len, width, dtype) =
             (site.len(step, Exchange::None), site.shape.output(), device.dtype);
-        let h = gemm.round(device, h.address(DType::F32, len), len)?;
-        let y = Rows { address: y.address(dtype, step.rows * width), width, dtype };
-        for long in &self.0 {
-            let h = Rows { address: h, width: long.width, dtype }.from(long.h);
-            let y = y.from(long.row * width);
-            for product in &long.products.expand {
-                product.launch((device, gemm), long.rows, (&h, &y), true)?;
-            }
+        let (h, y) = (h.address(DType::F32, len), y.address(dtype, step.rows * width));
+        let kernel = device.kernels.lora_long_expand.as_ref();
+        let (few, many) = self.products(|long| &long.products.expand, |it| it.expands_few());
+        if let Some(kernel) = kernel {
+            let entries: Vec<_> = few.iter().flat_map(|(long, it)| it.expands(long)).collect();
+            kernel.launch(device, h, (y, width), &entries)?;
         }
-        Ok(())
+        let rest = if kernel.is_some() { many } else { [few, many].concat() };
+        if rest.is_empty() {
+            return Ok(());
+        }
+        let (h, y) = (gemm.round(device, h, len)?, Rows { address: y, width, dtype });
+        rest.into_iter().try_for_each(|(long, product)| {
+            let h = Rows { address: h, width: long.width, dtype }.from(long.h);
+            product.launch((device, gemm), long.rows, (&h, &y.from(long.row * width)), true)
+        })
+    }
+
+    /// Those of all segments that `which` says, and the others.
+    fn products(
+        &self,
+        of: impl Fn(&Long<'a>) -> &'a [Product],
+        which: impl Fn(&Product) -> bool,
+    ) -> (Launches<'_, 'a>, Launches<'_, 'a>) {
+        let all = self.0.iter().flat_map(|long| of(long).iter().map(move |it| (long, it)));
+        all.partition(|(_, product)| which(product))
     }
 }
 

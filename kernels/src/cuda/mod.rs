@@ -43,6 +43,8 @@ mod lora_decode;
 mod lora_rows;
 mod lora_long;
 mod lora_gated;
+mod lora_long_expand;
+mod lora_long_shrink;
 mod sample;
 mod graph;
 mod idle;

@@ -82,6 +82,7 @@ struct OneThread {
     std::vector<char> stack;
     bool done = false;
     std::string waits_for;
+    std::vector<std::vector<std::function<void()>>> groups{1};  // of its copies; the last is open
 };
 
 struct Device {
@@ -123,7 +124,7 @@ T& static_shared() {
 inline void give_way() {
     const unsigned block = device.block, thread = device.thread;
     swapcontext(&device.running().context, &device.scheduler);
-    device.block = block, device.thread = thread, blockIdx = {block, 0, 0};
+    device.block = block, device.thread = thread, blockIdx.x = block;
 }
 
 template <class Condition>
@@ -252,7 +253,7 @@ inline bool run_a_round(std::vector<unsigned>& rests) {
         some_left = true;
         if (rest > 0) continue;
         device.block = i / device.of_block, device.thread = i % device.of_block;
-        blockIdx = {device.block, 0, 0};
+        blockIdx.x = device.block;
         swapcontext(&device.scheduler, &device.threads[i].context);
     }
     return some_left;

@@ -80,3 +80,24 @@ inline void load_some_matrices(u32* to, u32 row, int matrices) {
 
 inline void load_matrices(u32 (&to)[4], u32 row) { load_some_matrices(to, row, 4); }
 inline void load_two_matrices(u32 (&to)[2], u32 row) { load_some_matrices(to, row, 2); }
+
+// Copies of one thread, which land when it waits for them.
+inline void copy_16(u32 to, const Element* from, bool exists) {
+    if (to % 16 != 0) fail("16 bytes copied to", to);
+    device.running().groups.back().push_back([=, at = shared_bytes(to)] {
+        exists ? memcpy(at, from, 16) : memset(at, 0, 16);
+    });
+}
+inline void copy_16(Element* to, const Element* from, bool exists) {
+    copy_16(shared_address(to), from, exists);
+}
+inline void commit_copies() { device.running().groups.emplace_back(); }
+
+template <int GROUPS>
+inline void wait_copies() {
+    auto& groups = device.running().groups;
+    while (groups.size() > GROUPS + 1) {
+        for (const auto& land : groups.front()) land();
+        groups.erase(groups.begin());
+    }
+}

@@ -70,12 +70,13 @@ const WIDE: Mixed = Mixed {
 
 /// Segments that a GPU computes as products between others that it does not: as they are short, or
 /// a lora rank is odd (slot 3), or such a one before them leaves them where no product can start.
+/// One lora rank is large (slot 0).
 const LONG: Mixed = Mixed {
     name: "long",
     input: 320,
     targets: [128, 128],
     slots: [
-        [Some((24, 1, 1)), Some((24, 1, 1))],
+        [Some((24, 1, 1)), Some((96, 1, 1))],
         [Some((16, 1, 2)), Some((64, 1, 8))],
         [Some((40, 1, 1)), Some((16, 2, 1))],
         [Some((12, 1, 1)), Some((8, 1, 1))],

@@ -1,0 +1,107 @@
+// lora_long_shrink.cu and lora_long_expand.cu.
+#include "device.h"
+
+#define ELEMENT_BF16
+#include <bulk.cuh>
+#include "lora_long.cuh"
+
+namespace shrink {
+#include "lora_long_shrink.cu"
+}
+namespace expand {
+#include "lora_long_expand.cu"
+}
+
+#include "adapters.h"
+
+// Segments of x with some lora ranks each, the shrunk activations of each behind the other's.
+static void check_shrink(u32 width, const std::vector<LongShrink>& shapes) {
+    LoraLongShrinkParams p = {};
+    u32 rows = 0, floats = 0, most = 0;
+    std::vector<Elements> factors;
+    for (size_t i = 0; i < shapes.size(); i++) {
+        LongShrink& entry = p.entries[i];
+        entry = shapes[i];
+        factors.push_back(some(size_t{entry.ranks} * entry.inputs, 1.0f));
+        entry.a = factors[i].data(), entry.row = rows, entry.h = floats + 8, entry.width = entry.ranks + 8;
+        rows += entry.rows, floats += entry.rows * entry.width, most = max(most, entry.rows);
+    }
+    const Elements x = some(size_t{rows} * width, 1.0f);
+    std::vector<float> h(floats + 8, NAN);
+    p.x = x.data(), p.h = h.data(), p.width = width;
+    for (u32 i = 0; i < shapes.size(); i++) {
+        blockIdx.y = i;
+        launch(divide_up(most, shrink::ROWS), shrink::THREADS, [&] { shrink::lora_long_shrink(p); });
+        const LongShrink& entry = p.entries[i];
+        for (u32 row = 0; row < entry.rows; row++) {
+            const Element* from = x.data() + size_t{entry.row + row} * width + entry.column;
+            for (u32 rank = 0; rank < entry.ranks; rank++) {
+                double want = 0.0;
+                for (u32 k = 0; k < entry.inputs; k++) {
+                    want += to_f32(entry.a[size_t{rank} * entry.inputs + k]) * to_f32(from[k]);
+                }
+                const double got = h[entry.h + size_t{row} * entry.width + rank];
+                if (fabs(got - want) <= 1e-2 * (1.0 + fabs(want))) continue;
+                printf("row %u, lora rank %u of %u is %f, not %f\n", row, rank, i, got, want);
+                fail("shrink", rank);
+            }
+        }
+    }
+}
+
+// Some columns of y, the shrunk activations of each segment behind the other's.
+static void check_expand(u32 width, const std::vector<LongExpand>& shapes) {
+    LoraLongExpandParams p = {};
+    u32 rows = 0, floats = 0;
+    std::vector<Elements> factors;
+    for (size_t i = 0; i < shapes.size(); i++) {
+        LongExpand& entry = p.entries[i];
+        entry = shapes[i];
+        factors.push_back(some(size_t{entry.columns} * entry.pair.rank, 1.0f));
+        entry.pair.b = factors[i].data(), entry.pair.h = 8;
+        entry.row = rows, entry.h = floats, entry.width = entry.pair.rank + 8;
+        rows += entry.rows, floats += entry.rows * entry.width;
+    }
+    std::vector<float> h(floats);
+    for (float& value : h) value = any();
+    const Elements old = some(size_t{rows} * width, 1.0f);
+    Elements y = old;
+    p.h = h.data(), p.y = y.data(), p.width = width;
+    for (u32 i = 0; i < shapes.size(); i++) {
+        const LongExpand& entry = p.entries[i];
+        blockIdx.z = i;
+        for (blockIdx.y = 0; blockIdx.y * ROWS < entry.rows; blockIdx.y++) {
+            launch(divide_up(width, COLUMNS * TILES), THREADS, [&] { expand::lora_long_expand(p); });
+        }
+        for (u32 row = 0; row < entry.rows; row++) {
+            const float* from = h.data() + entry.h + size_t{row} * entry.width + entry.pair.h;
+            for (u32 column = 0; column < width; column++) {
+                const size_t at = size_t{entry.row + row} * width + column;
+                double want = to_f32(old[at]);
+                for (u32 k = 0; k < entry.pair.rank && column - entry.column < entry.columns; k++) {
+                    const size_t row_of_b = size_t{column - entry.column} * entry.pair.rank;
+                    want += to_f32(entry.pair.b[row_of_b + k]) * from[k];
+                }
+                const double got = to_f32(y[at]);
+                if (fabs(got - want) <= 2e-2 * (1.0 + fabs(want))) continue;
+                printf("row %u, column %u of %u is %f, not %f\n", row, column, i, got, want);
+                fail("expand", column);
+            }
+        }
+    }
+}
+
+int main(int, char** arguments) {
+    device.chance.seed(std::stoul(arguments[1]));
+    auto some_of = [](u32 inputs, u32 ranks, u32 column, u32 rows) {
+        return LongShrink{nullptr, inputs, ranks, column, 0, rows, 0, 0, 0};
+    };
+    check_shrink(712, {some_of(712, 48, 0, 150), some_of(64, 8, 128, 64), some_of(712, 64, 0, 65)});
+    check_shrink(1024, {some_of(512, 16, 512, 70), some_of(1024, 24, 0, 1)});
+    auto columns_of = [](u32 column, u32 columns, u32 rank, u32 rows) {
+        return LongExpand{{nullptr, rank, 0}, column, columns, 0, rows, 0, 0};
+    };
+    check_expand(704, {columns_of(0, 704, 16, 130), columns_of(128, 64, 8, 40)});
+    check_expand(192, {columns_of(64, 128, 64, 140), columns_of(0, 192, 24, 1)});
+    printf("lora_long_*.cu are right, seed %s\n", arguments[1]);
+}
