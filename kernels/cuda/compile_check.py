@@ -5,6 +5,9 @@ ptxas. Prints registers and spilled bytes of each kernel for one architecture; f
 does not compile, or where one that runs at every decoded token spills registers to memory.
 
     python kernels/cuda/compile_check.py [ARCHITECTURE ...]
+    python kernels/cuda/compile_check.py --nvrtc FOLDER
+
+The second form only asks whether another NVRTC, an older one, takes every kernel.
 """
 
 import ctypes
@@ -36,9 +39,8 @@ HOPPER = {"gemm_stream.cu"}  # not compiled for cards before it
 PREFILL_ONLY = {"attention_tiles.cu", "lora_rows.cu"}  # may spill
 
 
-def find(pattern):
+def find(pattern, root=Path(sysconfig.get_paths()["purelib"]) / "nvidia"):
     """A file of the NVIDIA wheels."""
-    root = Path(sysconfig.get_paths()["purelib"]) / "nvidia"
     found = sorted(root.glob(f"**/{pattern}"))
     if not found:
         sys.exit(f"no {pattern} below {root}: pip install nvidia-cuda-nvrtc nvidia-cuda-nvcc")
@@ -48,10 +50,16 @@ def find(pattern):
 class Nvrtc:
     """As much of NVRTC as compiles one source."""
 
-    def __init__(self):
-        path = find("libnvrtc.so.*")
-        ctypes.CDLL(str(find("libnvrtc-builtins.so.*")), mode=ctypes.RTLD_GLOBAL)
+    def __init__(self, *root):
+        path = find("libnvrtc.so.*", *root)
+        ctypes.CDLL(str(find("libnvrtc-builtins.so.*", *root)), mode=ctypes.RTLD_GLOBAL)
         self.library = ctypes.CDLL(str(path))
+
+    def version(self):
+        """Such as 13.0."""
+        parts = ctypes.c_int(), ctypes.c_int()
+        self.library.nvrtcVersion(*map(ctypes.byref, parts))
+        return ".".join(str(part.value) for part in parts)
 
     def text(self, program, what):
         """The program's PTX or log."""
@@ -90,16 +98,31 @@ def assemble(ptxas, ptx, architecture):
     return [(name, int(registers), int(spilled)) for name, spilled, registers in found]
 
 
-def main():
-    nvrtc, ptxas = Nvrtc(), str(find("bin/ptxas"))
-    jobs = [
+def jobs_for(architectures):
+    """`(source, element, architecture)` of everything that is compiled for these."""
+    return [
         (source, element, architecture)
         for source in sorted(FOLDER.glob("*.cu"))
         for element in ELEMENTS
-        for architecture in sys.argv[1:] or ARCHITECTURES
+        for architecture in architectures
         if element != "F32" or source.name not in TENSOR_CORES
         if architecture not in ("sm_80", "sm_89") or source.name not in HOPPER
     ]
+
+
+def check_other(nvrtc):
+    """Whether an NVRTC that may not know the newest cards takes every kernel."""
+    jobs = jobs_for(["sm_80", "sm_90a"])
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda job: nvrtc.ptx(*job), jobs))
+    print(f"{len(jobs)} compilations by NVRTC {nvrtc.version()}")
+
+
+def main():
+    if sys.argv[1:2] == ["--nvrtc"]:
+        return check_other(Nvrtc(Path(sys.argv[2])))
+    nvrtc, ptxas = Nvrtc(), str(find("bin/ptxas"))
+    jobs = jobs_for(sys.argv[1:] or ARCHITECTURES)
 
     def check(job):
         source, element, architecture = job
@@ -116,6 +139,7 @@ def main():
     if spilling:
         sys.exit("decode kernels that spill:\n" + "\n".join(spilling))
     print(f"{len(jobs)} compilations, no decode kernel spills")
+    return None
 
 
 if __name__ == "__main__":

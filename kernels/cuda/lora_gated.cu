@@ -3,6 +3,8 @@
 // written not at all.
 #include "lora_long.cuh"
 
+constexpr u32 COLUMNS = 32, TILES = 16;  // of as many columns that a block takes, one by one
+
 // Both factors of both pairs in shared memory.
 struct Shared {
     Element h[2][ROWS][STRIDE];
@@ -30,13 +32,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) lora_gated(LoraGatedPar
     const u64 start = static_cast<u64>(segment.row + first) * p.width;
     const Element* gate_up = p.gate_up + 2 * start + lane.column;
     Element* out = p.out + start + lane.column;
-    for (u32 tile = begin, stage = 0; tile < end; tile++, stage ^= 1) {
-        Moved gate, up;
+    auto fetch = [&](Moved<1>& gate, Moved<1>& up, u32 tile) {
         gate.fetch(gate_up + tile * COLUMNS, 2 * p.width, lane.row, rows);
         up.fetch(gate_up + p.width + tile * COLUMNS, 2 * p.width, lane.row, rows);
+    };
+    Moved<1> gate, up, next_gate, next_up;
+    fetch(gate, up, begin);
+    for (u32 tile = begin, stage = 0; tile < end; tile++, stage ^= 1) {
         wait_copies<0>();
         __syncthreads();
         if (tile + 1 < end) {
+            fetch(next_gate, next_up, tile + 1);
             for (u32 i = 0; i < 2; i++) {
                 copy_tile(segment.pairs[i], (tile + 1) * COLUMNS, shared.b[stage ^ 1][i]);
             }
@@ -50,15 +56,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) lora_gated(LoraGatedPar
             multiply(sums[i], left, right, segment.pairs[i].rank);
         }
 #pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-            const u32 r = lane.row + i / 2 * 8;
+        for (u32 i = 0; i < 2; i++) {
+            const u32 r = lane.row + i * 8;
             if (r >= rows) continue;
             float x[8], y[8];
             gate.add(x, sums[0], i);
             up.add(y, sums[1], i);
 #pragma unroll
             for (u32 n = 0; n < 8; n++) x[n] = x[n] / (1.0f + __expf(-x[n])) * y[n];
-            store(out + static_cast<u64>(r) * p.width + tile * COLUMNS + i % 2 * 32, x);
+            store(out + static_cast<u64>(r) * p.width + tile * COLUMNS, x);
         }
+        gate = next_gate, up = next_up;
     }
 }

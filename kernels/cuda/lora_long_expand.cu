@@ -2,6 +2,8 @@
 // while one is added to.
 #include "lora_long.cuh"
 
+constexpr u32 COLUMNS = 64, TILES = 8;  // of as many columns that a block takes, one by one
+
 // Both factors in shared memory.
 struct Shared {
     Element h[ROWS][STRIDE];
@@ -25,7 +27,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     wait_for_previous();
     const Lane lane;
     Element* y = p.y + static_cast<u64>(own.row + first) * p.width + own.column + lane.column;
-    Moved old, next;
+    Moved<COLUMNS / 32> old, next;
     old.fetch(y + begin * COLUMNS, p.width, lane.row, rows);
     const float* h = p.h + own.h + static_cast<u64>(first) * own.width;
     stage(own.pair, h, own.width, rows, shared.h);

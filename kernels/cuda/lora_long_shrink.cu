@@ -1,61 +1,63 @@
 // h = x A^T for long segments of prefill and few lora ranks, on tensor cores of 16 bits: bound by
 // reading x, so a block takes 64 rows of it and all of the lora ranks, and all segments are one launch.
-// Stages of 64 inputs of both come to a ring in shared memory; half of the warps multiply one half of
-// a stage's inputs, half the other, and their sums are added up in the end.
+// Stages of two boxes of 64 inputs of both come to a ring in shared memory; half of the warps multiply
+// the one box of every stage, half the other, and their sums are added up in the end.
 #include "bulk.cuh"
 
-constexpr int THREADS = 256, STAGES = 8;
-constexpr u32 ROWS = 64, RANKS = LONG_RANKS_MAX;
+constexpr int THREADS = 256, STAGES = 4;
+constexpr u32 ROWS = 64, RANKS = LONG_RANKS_MAX, BOXES = 2;
 constexpr u32 ROWS_AT_ONCE = THREADS / 8;  // that all threads copy, 16 bytes each
 
-struct Stage {
+struct Box {
     Element x[ROWS][BOX_WIDTH], a[RANKS][BOX_WIDTH];
 };
 
-// What one block works on: some rows of a segment.
-struct RowTile {
-    const LoraLongShrinkParams& p;
-    const LongShrink& own;
-    u32 first, rows;
+struct Stage {
+    Box boxes[BOXES];
+};
 
-    // Every thread copies the same part of some rows.
-    template <u32 COUNT>
-    __device__ void copy(u32 to, const Element* from, u64 stride, u32 rows, u32 step) const {
-        const u32 row = threadIdx.x / 8, part = threadIdx.x % 8, input = step * BOX_WIDTH + part * 8;
+// What one thread copies: the same part of some rows of a matrix.
+struct Source {
+    const Element* from;  // its part of its first row
+    u64 stride;
+    u32 rows, inputs;
+
+    __device__ Source(const Element* first, u64 stride, u32 rows, u32 inputs)
+        : from(first + threadIdx.x / 8 * stride + threadIdx.x % 8 * 8), stride(stride), rows(rows),
+          inputs(inputs) {}
+
+    template <u32 MOST>
+    __device__ void copy(Element (&to)[MOST][BOX_WIDTH], u32 box) const {
+        const u32 row = threadIdx.x / 8, part = threadIdx.x % 8;
+        const bool inside = box * BOX_WIDTH + part * 8 < inputs;
+        const u32 at = shared_address(to) + place_in_box(row, part);
 #pragma unroll
-        for (u32 i = 0; i < COUNT; i += ROWS_AT_ONCE) {
-            const bool exists = row + i < rows && input < own.inputs;
-            const Element* at = from + (exists ? (row + i) * stride + input : 0);
-            copy_16(to + place_in_box(row + i, part), at, exists);
+        for (u32 i = 0; i < MOST; i += ROWS_AT_ONCE) {
+            if (i > 0 && i >= rows) return;
+            const bool exists = inside && row + i < rows;
+            const Element* source = from + (exists ? i * stride + box * BOX_WIDTH : 0);
+            copy_16(at + i * BOX_ROW_BYTES, source, exists);
         }
-    }
-
-    __device__ void copy_x(Stage& to, u32 step) const {
-        const Element* from = p.x + static_cast<u64>(own.row + first) * p.width + own.column;
-        copy<ROWS>(shared_address(to.x), from, p.width, rows, step);
-    }
-
-    __device__ void copy_a(Stage& to, u32 step) const {
-        copy<RANKS>(shared_address(to.a), own.a, own.inputs, own.ranks, step);
     }
 };
 
-// One warp's sums: 16 rows and all lora ranks, of its half of the inputs.
+// One warp's sums: 16 rows and all lora ranks, of its box of every stage.
 struct Warp {
     u32 rows = threadIdx.x / 32 % 4 * 16, half = threadIdx.x / 128, lane = threadIdx.x % 32;
     float sums[RANKS / 8][4] = {};
 
-    __device__ void add(const Stage& stage, u32 ranks) {
-        const u32 x = shared_address(stage.x), a = shared_address(stage.a);
+    __device__ void add(const Box& box, u32 ranks) {
+        const u32 x = shared_address(box.x), a = shared_address(box.a);
 #pragma unroll
-        for (u32 k = half * 4; k < half * 4 + 4; k += 2) {
+        for (u32 part = 0; part < BOX_WIDTH / 8; part += 2) {
             u32 left[4];
-            load_matrices(left, x + place_in_box(rows + lane % 16, k + lane / 16));
+            load_matrices(left, x + place_in_box(rows + lane % 16, part + lane / 16));
 #pragma unroll
             for (u32 rank = 0; rank < RANKS; rank += 16) {
                 if (rank >= ranks) continue;
+                const u32 row = rank + lane / 16 * 8 + lane % 8;
                 u32 right[4];
-                load_matrices(right, a + place_in_box(rank + lane / 16 * 8 + lane % 8, k + lane / 8 % 2));
+                load_matrices(right, a + place_in_box(row, part + lane / 8 % 2));
                 multiply_add(sums[rank / 8], left, right[0], right[1]);
                 multiply_add(sums[rank / 8 + 1], left, right[2], right[3]);
             }
@@ -83,25 +85,32 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     const LongShrink& own = p.entries[blockIdx.y];
     const u32 first = blockIdx.x * ROWS;
     if (first >= own.rows) return;
-    const RowTile tile = {p, own, first, min(own.rows - first, ROWS)};
-    const u32 steps = (own.inputs + BOX_WIDTH - 1) / BOX_WIDTH;
+    const u32 rows = min(own.rows - first, ROWS), ranks = own.ranks;
+    const Element* row = p.x + static_cast<u64>(own.row + first) * p.width + own.column;
+    const Source x(row, p.width, rows, own.inputs), a(own.a, own.inputs, ranks, own.inputs);
+    auto copy_x = [&](u32 stage) {
+        for (u32 i = 0; i < BOXES; i++) x.copy(stages[stage % STAGES].boxes[i].x, stage * BOXES + i);
+    };
+    auto copy_a = [&](u32 stage) {
+        for (u32 i = 0; i < BOXES; i++) a.copy(stages[stage % STAGES].boxes[i].a, stage * BOXES + i);
+    };
 
     // Factors are written by no kernel: the first of them need not wait.
-    for (u32 step = 0; step < STAGES - 1; step++) tile.copy_a(stages[step], step);
+    for (u32 stage = 0; stage < STAGES - 1; stage++) copy_a(stage);
     wait_for_previous();
-    for (u32 step = 0; step < STAGES - 1; step++) {
-        tile.copy_x(stages[step], step);
+    for (u32 stage = 0; stage < STAGES - 1; stage++) {
+        copy_x(stage);
         commit_copies();
     }
     Warp warp;
-    for (u32 step = 0; step < steps; step++) {
+    const u32 all = (own.inputs + BOXES * BOX_WIDTH - 1) / (BOXES * BOX_WIDTH);
+    for (u32 stage = 0; stage < all; stage++) {
         wait_copies<STAGES - 2>();
         __syncthreads();
-        const u32 next = step + STAGES - 1;
-        tile.copy_a(stages[next % STAGES], next);
-        tile.copy_x(stages[next % STAGES], next);
+        copy_a(stage + STAGES - 1);
+        copy_x(stage + STAGES - 1);
         commit_copies();
-        warp.add(stages[step % STAGES], own.ranks);
+        warp.add(stages[stage % STAGES].boxes[warp.half], ranks);
     }
     wait_copies<0>();
     __syncthreads();
@@ -113,7 +122,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     if (warp.half == 1) return;
     float* h = p.h + own.h + static_cast<u64>(first) * own.width;
     warp.each([&](u32 row, u32 rank, float sum) {
-        if (row >= tile.rows || rank >= own.ranks) return;
+        if (row >= rows || rank >= ranks) return;
         h[static_cast<u64>(row) * own.width + rank] = sum + other[row * RANKS + rank];
     });
 }

@@ -16,7 +16,7 @@ use super::lora::{PairEntry, Site};
 use super::lora_decode;
 use super::lora_expand::{expand_others, lora_expand};
 use super::lora_long::{Long, LongSegments};
-use super::lora_long_expand::{COLUMNS, LongPair, RANKS_MAX, ROWS, THREADS, TILES};
+use super::lora_long_expand::{LongPair, RANKS_MAX, ROWS, THREADS};
 use super::memory::Buf;
 use super::program::Programs;
 use super::silu_mul::silu_mul;
@@ -49,6 +49,10 @@ const _: () = assert!(size_of::<LoraGatedParams>() == 800);
 
 /// Segments of a launch, at most.
 const SEGMENTS_MAX: usize = 16;
+
+/// Columns of a tile, and tiles that a block takes.
+const COLUMNS: usize = 32;
+const TILES: usize = 16;
 
 /// Bytes of both factors in shared memory: two tiles of B, in rows padded by 16 bytes.
 const SHARED_BYTES: usize = (2 * ROWS + 4 * COLUMNS) * (RANKS_MAX + 8) * 2;

@@ -54,7 +54,7 @@ pub const RANKS_MAX: usize = 64;
 pub const THREADS: u32 = 256;
 pub const ROWS: usize = 128;
 pub const COLUMNS: usize = 64;
-pub const TILES: usize = 8;
+const TILES: usize = 8;
 
 /// Bytes of both factors in shared memory: two tiles of B, in rows padded by 16 bytes.
 const SHARED_BYTES: usize = (ROWS + 2 * COLUMNS) * (RANKS_MAX + 8) * 2;

@@ -43,10 +43,10 @@ const ENTRIES_MAX: usize = 32;
 /// Lora ranks of an entry, at most: a block has registers for no more.
 pub const RANKS_MAX: usize = 64;
 
-/// Threads of a block, rows that it takes, and shared memory: 8 stages of 64 inputs.
+/// Threads of a block, rows that it takes, and shared memory: 4 stages of 128 inputs.
 const THREADS: u32 = 256;
 const ROWS: usize = 64;
-const SHARED_BYTES: usize = 8 * 64 * (ROWS + RANKS_MAX) * 2;
+const SHARED_BYTES: usize = 4 * 128 * (ROWS + RANKS_MAX) * 2;
 
 /// The kernel.
 pub struct LoraLongShrink(Kernel<LoraLongShrinkParams>);

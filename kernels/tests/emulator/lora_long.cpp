@@ -1,4 +1,4 @@
-// lora_long_shrink.cu and lora_long_expand.cu.
+// lora_long_shrink.cu, lora_long_expand.cu and lora_gated.cu.
 #include "device.h"
 
 #define ELEMENT_BF16
@@ -10,6 +10,9 @@ namespace shrink {
 }
 namespace expand {
 #include "lora_long_expand.cu"
+}
+namespace gated {
+#include "lora_gated.cu"
 }
 
 #include "adapters.h"
@@ -71,7 +74,7 @@ static void check_expand(u32 width, const std::vector<LongExpand>& shapes) {
         const LongExpand& entry = p.entries[i];
         blockIdx.z = i;
         for (blockIdx.y = 0; blockIdx.y * ROWS < entry.rows; blockIdx.y++) {
-            launch(divide_up(width, COLUMNS * TILES), THREADS, [&] { expand::lora_long_expand(p); });
+            launch(divide_up(width, expand::COLUMNS * expand::TILES), THREADS, [&] { expand::lora_long_expand(p); });
         }
         for (u32 row = 0; row < entry.rows; row++) {
             const float* from = h.data() + entry.h + size_t{row} * entry.width + entry.pair.h;
@@ -91,6 +94,41 @@ static void check_expand(u32 width, const std::vector<LongExpand>& shapes) {
     }
 }
 
+// One segment behind another's row.
+static void check_gated(u32 width, std::array<u32, 2> ranks, u32 rows) {
+    LoraGatedParams p = {};
+    GatedSegment& segment = p.segments[0];
+    const std::array factors = {some(size_t{width} * ranks[0], 1.0f), some(size_t{width} * ranks[1], 1.0f)};
+    segment.pairs[0] = {factors[0].data(), ranks[0], 0}, segment.pairs[1] = {factors[1].data(), ranks[1], ranks[0]};
+    segment.row = 1, segment.rows = rows, segment.h = 8, segment.width = ranks[0] + ranks[1];
+    std::vector<float> h(8 + size_t{rows} * segment.width);
+    for (float& value : h) value = any() / 4;
+    const Elements gate_up = some(size_t{rows + 1} * 2 * width, 1.0f);
+    Elements out(size_t{rows + 1} * width);
+    p.h = h.data(), p.gate_up = gate_up.data(), p.out = out.data(), p.width = width;
+    blockIdx.z = 0;
+    for (blockIdx.y = 0; blockIdx.y * ROWS < rows; blockIdx.y++) {
+        launch(divide_up(width, gated::COLUMNS * gated::TILES), THREADS, [&] { gated::lora_gated(p); });
+    }
+    for (u32 row = 0; row < rows; row++) {
+        for (u32 column = 0; column < width; column++) {
+            double sums[2];
+            for (u32 i = 0; i < 2; i++) {
+                const auto [b, rank, first] = segment.pairs[i];
+                sums[i] = to_f32(gate_up[(size_t{row + 1} * 2 + i) * width + column]);
+                for (u32 k = 0; k < rank; k++) {
+                    sums[i] += h[8 + size_t{row} * segment.width + first + k] * to_f32(b[size_t{column} * rank + k]);
+                }
+            }
+            const double want = sums[0] / (1.0 + exp(-sums[0])) * sums[1];
+            const double got = to_f32(out[size_t{row + 1} * width + column]);
+            if (fabs(got - want) <= 3e-2 * (1.0 + fabs(want))) continue;
+            printf("row %u, column %u is %f, not %f\n", row, column, got, want);
+            fail("gated", column);
+        }
+    }
+}
+
 int main(int, char** arguments) {
     device.chance.seed(std::stoul(arguments[1]));
     auto some_of = [](u32 inputs, u32 ranks, u32 column, u32 rows) {
@@ -103,5 +141,7 @@ int main(int, char** arguments) {
     };
     check_expand(704, {columns_of(0, 704, 16, 130), columns_of(128, 64, 8, 40)});
     check_expand(192, {columns_of(64, 128, 64, 140), columns_of(0, 192, 24, 1)});
-    printf("lora_long_*.cu are right, seed %s\n", arguments[1]);
+    check_gated(576, {16, 24}, 140);
+    check_gated(64, {64, 8}, 3);
+    printf("lora_long_*.cu and lora_gated.cu are right, seed %s\n", arguments[1]);
 }
