@@ -22,7 +22,7 @@ mod sample;
 use std::io::Write;
 use std::sync::{LazyLock, Once};
 
-use bench::{Bench, DTYPES, Promise};
+use bench::{Bench, Promise};
 use contract::tensor::DType;
 use kernels::cpu::{Cpu, Isa};
 use kernels::cuda::{self, Cuda};
@@ -62,50 +62,50 @@ static SKIPPED: Once = Once::new();
 
 /// cuBLASLt adds in another order for another number of rows; and tensor cores, which attend to
 /// several rows of 16 bits at once, in another order than what attends to one.
-fn cuda_equals_reference(check: impl Fn(&mut Bench<Cuda>)) {
+fn cuda_equals_reference(activations: DType, check: impl Fn(&mut Bench<Cuda>)) {
     if let Err(why) = cuda::found() {
         SKIPPED.call_once(|| _ = writeln!(std::io::stderr(), "skipped cuda: {why}"));
         return;
     }
-    for activations in DTYPES {
-        let same_attention = activations == DType::F32;
-        let promise = Promise { activations, same_products: false, same_attention };
-        let backend = Cuda::open(0, activations, Some(KERNELS.path())).expect("a device");
-        check(&mut Bench::new(&format!("cuda {activations}"), promise, backend));
-    }
+    let same_attention = activations == DType::F32;
+    let promise = Promise { activations, same_products: false, same_attention };
+    let backend = Cuda::open(0, activations, Some(KERNELS.path())).expect("a device");
+    check(&mut Bench::new(&format!("cuda {activations}"), promise, backend));
 }
 
-#[test]
-fn cuda_equals_reference_row_by_row() {
-    cuda_equals_reference(elementwise::check);
+/// A test of each kind of operation for each element type of activations: `compute-sanitizer` takes
+/// its time over every one, and they can run at once.
+macro_rules! cuda_equals_reference {
+    ($($operations:ident: $check:path,)*) => {
+        mod cuda_equals_reference {
+            $(mod $operations {
+                use contract::tensor::DType;
+
+                #[test]
+                fn f32() {
+                    crate::cuda_equals_reference(DType::F32, $check);
+                }
+
+                #[test]
+                fn f16() {
+                    crate::cuda_equals_reference(DType::F16, $check);
+                }
+
+                #[test]
+                fn bf16() {
+                    crate::cuda_equals_reference(DType::Bf16, $check);
+                }
+            })*
+        }
+    };
 }
 
-#[test]
-fn cuda_equals_reference_in_products() {
-    cuda_equals_reference(linear::check);
-}
-
-#[test]
-fn cuda_equals_reference_in_attention() {
-    cuda_equals_reference(attention::check);
-}
-
-#[test]
-fn cuda_equals_reference_with_adapters() {
-    cuda_equals_reference(lora::check);
-}
-
-#[test]
-fn cuda_equals_reference_in_adapted_products() {
-    cuda_equals_reference(adapted::check);
-}
-
-#[test]
-fn cuda_equals_reference_in_large_adapted_products() {
-    cuda_equals_reference(adapted::check_large);
-}
-
-#[test]
-fn cuda_equals_reference_in_draws() {
-    cuda_equals_reference(sample::check);
+cuda_equals_reference! {
+    row_by_row: crate::elementwise::check,
+    in_products: crate::linear::check,
+    in_attention: crate::attention::check,
+    with_adapters: crate::lora::check,
+    in_adapted_products: crate::adapted::check,
+    in_large_adapted_products: crate::adapted::check_large,
+    in_draws: crate::sample::check,
 }
