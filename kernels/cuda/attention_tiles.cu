@@ -215,7 +215,7 @@ __device__ inline void copy_queries(const AttentionParams& p, u32 first, u32 row
     const u64 fused = static_cast<u64>(p.query_heads + 2 * p.key_heads) * DIM;
     for (u32 i = threadIdx.x; i < S::ROWS * S::CHUNKS; i += THREADS) {
         const u32 row = i / S::CHUNKS, c = i % S::CHUNKS * 8;
-        const Element* from = p.qkv + (first + min(row, rows - 1)) * fused + blockIdx.y * DIM + c;
+        const Element* from = p.qkv + (first + min(row, rows - 1)) * fused + blockIdx.x * DIM + c;
         copy_16(to + row * S::STRIDE + c, from, row < rows);
     }
 }
@@ -225,10 +225,10 @@ __device__ void attend(const AttentionParams& p) {
     using S = Shape<DIM>;
     extern __shared__ __align__(16) Element shared[];
     wait_for_previous();
-    const Span span = p.index.spans[p.work[blockIdx.x * 2]];
-    const u32 first = p.work[blockIdx.x * 2 + 1] + blockIdx.z * S::ROWS, end = span.row + span.rows;
+    const Span span = p.index.spans[p.work[blockIdx.y * 2]];
+    const u32 first = p.work[blockIdx.y * 2 + 1] + blockIdx.z * S::ROWS, end = span.row + span.rows;
     if (first >= end) return;
-    const u32 rows = min(end - first, S::ROWS), head = blockIdx.y;
+    const u32 rows = min(end - first, S::ROWS), head = blockIdx.x;
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 
     // Which positions do these rows see?
@@ -279,8 +279,9 @@ __device__ void attend(const AttentionParams& p) {
     }
 }
 
-// Grid: work, query heads, groups of `Shape::ROWS` of the 128 rows. `work` names a span and the
-// first of its 128 rows, pair by pair.
+// Grid: query heads, work, groups of `Shape::ROWS` of the 128 rows. `work` names a span and the
+// first of its 128 rows, pair by pair, those that see the most first: what is started last, of the
+// last head too, is then soon done.
 #define ATTENTION_TILES(DIM)                                 \
     extern "C" __global__ void __launch_bounds__(THREADS, 2) \
         attention_tiles_##DIM(AttentionParams p) {           \

@@ -175,7 +175,7 @@ pub fn attention(
         return by_rows.launch(device, scratch, (heads, step), (params, all));
     };
     let parts = ROWS_OF_TILE / tile_shape(heads.dim).0;
-    let grid = Grid::of_3((step.tiles.count, heads.queries, parts), TILES_THREADS);
+    let grid = Grid::of_3((heads.queries, step.tiles.count, parts), TILES_THREADS);
     let tiles = AttentionParams { work: step.tiles.address, ..params };
     device.launch(&kernels.tiles, grid.shared(tiles_shared_bytes(heads.dim)), &tiles)?;
     let shared_bytes = decode_shared_bytes(heads.dim);

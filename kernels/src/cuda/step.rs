@@ -1,5 +1,6 @@
 //! A batch's index data, brought to the device in one copy.
 
+use std::cmp::Reverse;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -318,14 +319,15 @@ fn singles(batch: &Batch) -> Vec<u32> {
     spans.map(|span| span.rows.start).collect()
 }
 
-/// The last rows of a sequence see the most, so their tiles come first.
+/// Those that see the most come first, of all sequences: a card is done when its last block is.
 fn tiles(batch: &Batch) -> Vec<[u32; 2]> {
     let spans = (0..).zip(&batch.spans).filter(|(_, span)| span.rows.len() > 1);
     let tile = |(at, span): (u32, &contract::step::Span)| {
-        let firsts = span.rows.clone().step_by(ROWS_OF_TILE).rev();
-        firsts.map(move |row| [at, row]).collect::<Vec<_>>()
+        span.rows.clone().step_by(ROWS_OF_TILE).map(move |row| [at, row])
     };
-    spans.flat_map(tile).collect()
+    let mut tiles: Vec<_> = spans.flat_map(tile).collect();
+    tiles.sort_by_key(|[_, row]| Reverse(batch.positions[*row as usize]));
+    tiles
 }
 
 fn segments(batch: &Batch) -> Vec<SegmentEntry> {
@@ -352,27 +354,30 @@ mod tests {
 
     #[test]
     fn a_batch_is_sorted_into_decode_and_prefill() {
+        let positions = [4].into_iter().chain(0..130).chain([9, 9]).chain(100..103);
         let batch = Batch {
-            tokens: vec![0; 133],
+            tokens: vec![0; 136],
+            positions: positions.collect(),
             spans: vec![
                 Span { rows: 0..1, blocks: 0..2 },
                 Span { rows: 1..131, blocks: 2..12 },
                 Span { rows: 131..132, blocks: 12..13 },
                 Span { rows: 132..133, blocks: 13..14 },
+                Span { rows: 133..136, blocks: 14..24 },
             ],
-            blocks: (0..14).map(BlockId).collect(),
+            blocks: (0..24).map(BlockId).collect(),
             segments: vec![
                 Segment { slot: None, rows: 0..1 },
                 Segment { slot: Some(Slot(7)), rows: 1..131 },
-                Segment { slot: None, rows: 131..133 },
+                Segment { slot: None, rows: 131..136 },
             ],
             ..Batch::default()
         };
         assert_eq!(singles(&batch), [0, 131, 132]);
-        assert_eq!(tiles(&batch), [[1, 129], [1, 1]]);
+        assert_eq!(tiles(&batch), [[1, 129], [4, 133], [1, 1]]);
         assert_eq!(segments(&batch), [[7, 1, 130]]);
-        assert_eq!(segments_without(&batch), [[NO_SLOT, 0, 1], [NO_SLOT, 131, 2]]);
-        assert_eq!(row_span(&batch)[130..], [1, 2, 3]);
+        assert_eq!(segments_without(&batch), [[NO_SLOT, 0, 1], [NO_SLOT, 131, 5]]);
+        assert_eq!(row_span(&batch)[130..], [1, 2, 3, 4, 4, 4]);
         assert_eq!(spans(&batch)[1], [1, 130, 2]);
     }
 

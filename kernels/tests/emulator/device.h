@@ -187,6 +187,12 @@ T __shfl_xor_sync(unsigned mask, T value, unsigned apart) {
     return __shfl_sync(mask, value, device.thread % 32 ^ apart);
 }
 
+inline bool __any_sync(unsigned mask, bool value) {
+    unsigned any = value;
+    for (unsigned apart = 1; apart < 32; apart *= 2) any |= __shfl_xor_sync(mask, any, apart);
+    return any != 0;
+}
+
 template <class A, class B>
 std::common_type_t<A, B> min(A a, B b) {
     return static_cast<std::common_type_t<A, B>>(a) < b ? a : b;
@@ -202,6 +208,7 @@ inline float __uint_as_float(unsigned x) {
     memcpy(&value, &x, sizeof(value));
     return value;
 }
+inline float __int_as_float(int x) { return __uint_as_float(x); }
 inline unsigned atomicAdd(unsigned* to, unsigned more) { return (*to += more) - more; }
 
 // Rounded to nearest, ties to even.

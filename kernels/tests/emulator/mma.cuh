@@ -55,11 +55,12 @@ struct Loaded {
     u32* to;
     u32 row;
     int matrices;
+    bool turned;
 };
 
 // Lane l names row l % 8 of matrix l / 8.
-inline void load_some_matrices(u32* to, u32 row, int matrices) {
-    Loaded own = {to, row, matrices};
+inline void load_some_matrices(u32* to, u32 row, int matrices, bool turned = false) {
+    Loaded own = {to, row, matrices, turned};
     with_warp(&own, [](void** all) {
         unsigned short elements[4][8][8];
         const int matrices = static_cast<Loaded*>(all[0])->matrices;
@@ -69,16 +70,18 @@ inline void load_some_matrices(u32* to, u32 row, int matrices) {
             memcpy(elements[lane / 8][lane % 8], shared_bytes(row), 16);
         }
         for (int lane = 0; lane < 32; lane++) {
-            u32* to = static_cast<Loaded*>(all[lane])->to;
+            const auto [to, row, count, turned] = *static_cast<Loaded*>(all[lane]);
             for (int i = 0; i < matrices; i++) {
-                const unsigned short* at = &elements[i][lane / 4][lane % 4 * 2];
-                to[i] = at[0] | u32{at[1]} << 16;
+                const int g = lane / 4, t = lane % 4 * 2;
+                const auto& own = elements[i];
+                to[i] = turned ? own[t][g] | u32{own[t + 1][g]} << 16 : own[g][t] | u32{own[g][t + 1]} << 16;
             }
         }
     });
 }
 
 inline void load_matrices(u32 (&to)[4], u32 row) { load_some_matrices(to, row, 4); }
+inline void load_transposed(u32 (&to)[4], u32 row) { load_some_matrices(to, row, 4, true); }
 inline void load_two_matrices(u32 (&to)[2], u32 row) { load_some_matrices(to, row, 2); }
 
 // Copies of one thread, which land when it waits for them.

@@ -19,10 +19,14 @@ FOLDER = Path(__file__).parent
 KERNELS = FOLDER.parent.parent / "cuda"
 # Instructions that the kernels write in assembly, and what does the same here.
 INSTRUCTIONS = [
-    (r'extern __shared__ [^;]* (\w+)\[\];', r"unsigned char* \1 = device.own().shared;"),
+    (
+        r'extern __shared__ (?:__align__\(\d+\) )?([\w ]+?) (\w+)\[\];',
+        r"\1* \2 = reinterpret_cast<\1*>(device.own().shared);",
+    ),
     (r'__shared__ (\w+) (\w+)((?:\[\w+\])+);', r"auto& \2 = static_shared<\1\3>();"),
     (r'asm volatile\("bar\.sync (\d), (\d+);" ::: "memory"\);', r"named_sync(\1, \2);"),
     (r'asm volatile\("bar\.arrive (\d), (\d+);" ::: "memory"\);', r"named_arrive(\1, \2);"),
+    (r'asm\("ex2\.approx[^;]*;[^;]*;', "power = exp2f(x);"),
     (r'asm\("cvt\.rn\.bf16\.f32[^;]*;[^;]*;', "out.bits = bf16_bits(x);"),
     (r'asm\("cvt\.[^;]*;[^;]*;', 'fail("only bf16");'),
 ]
