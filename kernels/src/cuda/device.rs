@@ -121,6 +121,19 @@ pub struct Grid {
     pub shared_bytes: u32,
 }
 
+/// As many entries at a time as the parameters of a launch have room for: `launch` gets them, and
+/// those that exist.
+pub fn in_launches<E: Copy + Default, const ROOM: usize>(
+    entries: &[E],
+    launch: impl Fn([E; ROOM], &[E]) -> Result<()>,
+) -> Result<()> {
+    entries.chunks(ROOM).try_for_each(|some| {
+        let mut room = [E::default(); ROOM];
+        room[..some.len()].copy_from_slice(some);
+        launch(room, some)
+    })
+}
+
 impl Grid {
     /// One block of `threads` for each of `blocks`.
     pub fn of(blocks: usize, threads: u32) -> Self {

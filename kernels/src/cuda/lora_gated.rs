@@ -10,7 +10,7 @@ use contract::tensor::DType;
 
 use crate::error::Result;
 
-use super::device::{Device, Grid, Kernel, to_u32};
+use super::device::{Device, Grid, Kernel, in_launches, to_u32};
 use super::gemm::Gemm;
 use super::lora::{PairEntry, Site};
 use super::lora_decode;
@@ -71,18 +71,14 @@ impl LoraGated {
     }
 
     fn launch(&self, device: &Device, params: LoraGatedParams, segments: &[Long]) -> Result<()> {
-        for segments in segments.chunks(SEGMENTS_MAX) {
-            let mut params = params;
-            for (entry, long) in params.segments.iter_mut().zip(segments) {
-                *entry = GatedSegment::new(long);
-            }
-            let rows = segments.iter().map(|long| long.rows).max().unwrap_or(0);
+        let segments: Vec<_> = segments.iter().map(GatedSegment::new).collect();
+        in_launches(&segments, |segments, some| {
+            let params = LoraGatedParams { segments, ..params };
+            let rows = some.iter().map(|segment| segment.rows as usize).max().unwrap_or(0);
             let columns = (params.width as usize).div_ceil(COLUMNS * TILES);
-            let blocks = (columns, rows.div_ceil(ROWS), segments.len());
-            let grid = Grid::of_3(blocks, THREADS).shared(SHARED_BYTES);
-            device.launch(&self.0, grid, &params)?;
-        }
-        Ok(())
+            let blocks = (columns, rows.div_ceil(ROWS), some.len());
+            device.launch(&self.0, Grid::of_3(blocks, THREADS).shared(SHARED_BYTES), &params)
+        })
     }
 }
 

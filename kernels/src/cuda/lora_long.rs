@@ -311,12 +311,12 @@ impl<'a> LongSegments<'a> {
         };
         let h = h.address(DType::F32, site.len(step, Exchange::None));
         let kernel = device.kernels.lora_long_shrink.as_ref();
-        let (few, many) = self.products(|long| &long.products.shrink, |it| it.shrinks_few());
+        let (few, rest) =
+            self.products(|long| &long.products.shrink, |it| kernel.is_some() && it.shrinks_few());
         if let Some(kernel) = kernel {
             let entries: Vec<_> = few.iter().flat_map(|(long, it)| it.shrinks(long)).collect();
             kernel.launch(device, (x.address, width), h, &entries)?;
         }
-        let rest = if kernel.is_some() { many } else { [few, many].concat() };
         rest.into_iter().try_for_each(|(long, product)| {
             let h = Rows { address: h, width: long.width, dtype: DType::F32 }.from(long.h);
             product.launch((device, gemm), long.rows, (&x.from(long.row * width), &h), false)
@@ -338,12 +338,12 @@ impl<'a> LongSegments<'a> {
             (site.len(step, Exchange::None), site.shape.output(), device.dtype);
         let (h, y) = (h.address(DType::F32, len), y.address(dtype, step.rows * width));
         let kernel = device.kernels.lora_long_expand.as_ref();
-        let (few, many) = self.products(|long| &long.products.expand, |it| it.expands_few());
+        let (few, rest) =
+            self.products(|long| &long.products.expand, |it| kernel.is_some() && it.expands_few());
         if let Some(kernel) = kernel {
             let entries: Vec<_> = few.iter().flat_map(|(long, it)| it.expands(long)).collect();
             kernel.launch(device, h, (y, width), &entries)?;
         }
-        let rest = if kernel.is_some() { many } else { [few, many].concat() };
         if rest.is_empty() {
             return Ok(());
         }

@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 
-use super::device::{Device, Grid, Kernel, to_u32};
+use super::device::{Device, Grid, Kernel, in_launches, to_u32};
 use super::program::Programs;
 
 /// B of a pair, or of one of its diagonal blocks.
@@ -80,17 +80,12 @@ impl LoraLongExpand {
         (y, width): (u64, usize),
         entries: &[LongExpand],
     ) -> Result<()> {
-        for entries in entries.chunks(ENTRIES_MAX) {
-            let none = [LongExpand::default(); ENTRIES_MAX];
-            let mut params =
-                LoraLongExpandParams { h, y, width: to_u32(width), padding: 0, entries: none };
-            params.entries[..entries.len()].copy_from_slice(entries);
-            let most = |of: fn(&LongExpand) -> u32| entries.iter().map(of).max().unwrap_or(0);
+        in_launches(entries, |entries, some| {
+            let params = LoraLongExpandParams { h, y, width: to_u32(width), padding: 0, entries };
+            let most = |of: fn(&LongExpand) -> u32| some.iter().map(of).max().unwrap_or(0);
             let (columns, rows) = (most(|it| it.columns) as usize, most(|it| it.rows) as usize);
-            let blocks = (columns.div_ceil(COLUMNS * TILES), rows.div_ceil(ROWS), entries.len());
-            let grid = Grid::of_3(blocks, THREADS).shared(SHARED_BYTES);
-            device.launch(&self.0, grid, &params)?;
-        }
-        Ok(())
+            let blocks = (columns.div_ceil(COLUMNS * TILES), rows.div_ceil(ROWS), some.len());
+            device.launch(&self.0, Grid::of_3(blocks, THREADS).shared(SHARED_BYTES), &params)
+        })
     }
 }

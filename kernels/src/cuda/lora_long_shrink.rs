@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 
-use super::device::{Device, Grid, Kernel, to_u32};
+use super::device::{Device, Grid, Kernel, in_launches, to_u32};
 use super::program::Programs;
 
 /// Some lora ranks of a segment, or of one of its diagonal blocks.
@@ -69,15 +69,11 @@ impl LoraLongShrink {
         h: u64,
         entries: &[LongShrink],
     ) -> Result<()> {
-        for entries in entries.chunks(ENTRIES_MAX) {
-            let none = [LongShrink::default(); ENTRIES_MAX];
-            let mut params =
-                LoraLongShrinkParams { x, h, width: to_u32(width), padding: 0, entries: none };
-            params.entries[..entries.len()].copy_from_slice(entries);
-            let rows = entries.iter().map(|entry| entry.rows as usize).max().unwrap_or(0);
-            let grid = Grid::of_3((rows.div_ceil(ROWS), entries.len(), 1), THREADS);
-            device.launch(&self.0, grid.shared(SHARED_BYTES), &params)?;
-        }
-        Ok(())
+        in_launches(entries, |entries, some| {
+            let params = LoraLongShrinkParams { x, h, width: to_u32(width), padding: 0, entries };
+            let rows = some.iter().map(|entry| entry.rows as usize).max().unwrap_or(0);
+            let grid = Grid::of_3((rows.div_ceil(ROWS), some.len(), 1), THREADS);
+            device.launch(&self.0, grid.shared(SHARED_BYTES), &params)
+        })
     }
 }
