@@ -4,6 +4,7 @@
 //! Asking cuBLASLt for an algorithm takes longer than a small product, so the answer is kept; the
 //! workspace is ours, so that a product can be captured in a graph.
 
+mod algorithm;
 mod plan;
 
 use std::collections::HashMap;

@@ -1,4 +1,4 @@
-//! How cuBLASLt computes one shape: descriptors, and the algorithm that it recommends.
+//! How cuBLASLt computes one shape: descriptors, and an algorithm.
 //!
 //! cuBLASLt thinks in columns: row-major `out [rows, outputs]` is its `[outputs, rows]`, and so the
 //! weight is its first operand, transposed, and `x` the second. What lies between the starts of two
@@ -10,13 +10,13 @@ use contract::tensor::DType;
 use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys::{
     cublasComputeType_t, cublasLtEpilogue_t, cublasLtHandle_t, cublasLtMatmulAlgo_t,
-    cublasLtMatmulDesc_t, cublasLtMatmulDescAttributes_t as Attribute, cublasLtMatmulPreference_t,
-    cublasLtMatmulPreferenceAttributes_t as Preferred, cublasLtMatrixLayout_t,
-    cublasLtMatrixLayoutAttribute_t as Laid, cublasLtReductionScheme_t, cudaDataType,
+    cublasLtMatmulDesc_t, cublasLtMatmulDescAttributes_t as Attribute, cublasLtMatrixLayout_t,
+    cublasLtMatrixLayoutAttribute_t as Laid, cudaDataType,
 };
 use cudarc::driver::CudaStream;
 
 use super::super::memory::Memory;
+use super::algorithm::{self, Operands};
 use super::{Shape, Stride};
 
 /// `CUBLAS_OP_T`, which the bindings leave out.
@@ -55,21 +55,10 @@ impl Plan {
         let weight = Layout::new(held, (outputs, inputs), (shape.weight_stride, batch))?;
         let x = Layout::new(held, (rows, inputs), (shape.x_stride, batch))?;
         let out = Layout::new(shape.out, (rows, outputs), (shape.out_stride, batch))?;
-        let preference = Preference::new(workspace_bytes, shape.alignment)?;
-        // SAFETY: all descriptors are alive, and no operand is looked at.
-        let found = unsafe {
-            result::get_matmul_algo_heuristic(
-                handle,
-                product.0,
-                weight.0,
-                x.0,
-                out.0,
-                out.0,
-                preference.0,
-            )
-        }?;
+        let operands = Operands { product: product.0, weight: weight.0, x: x.0, out: out.0 };
+        let algorithm = algorithm::choose(handle, shape, &operands, workspace_bytes)?;
         let kept = if shape.adds { BEFORE } else { NOTHING };
-        Ok(Self { product, weight, x, out, kept, algorithm: found.algo })
+        Ok(Self { product, weight, x, out, kept, algorithm })
     }
 
     pub fn launch(
@@ -168,42 +157,6 @@ impl Drop for Layout {
     fn drop(&mut self) {
         // SAFETY: created by `new`, and destroyed once.
         let _ = unsafe { result::destroy_matrix_layout(self.0) };
-    }
-}
-
-/// What an algorithm may use: our workspace, split sums only where they are added up in f32, and no
-/// more than we know of where operands start.
-struct Preference(cublasLtMatmulPreference_t);
-
-impl Preference {
-    fn new(workspace_bytes: usize, alignment: u32) -> Result<Self, CublasError> {
-        let preference = Self(result::create_matmul_pref()?);
-        let workspace = Preferred::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
-        preference.set(workspace, &workspace_bytes)?;
-        let schemes = cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
-        preference.set(Preferred::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &schemes)?;
-        for operand in [
-            Preferred::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
-            Preferred::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
-            Preferred::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
-            Preferred::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
-        ] {
-            preference.set(operand, &alignment)?;
-        }
-        Ok(preference)
-    }
-
-    fn set<T>(&self, attribute: Preferred, value: &T) -> Result<(), CublasError> {
-        let (value, bytes) = (ptr::from_ref(value).cast(), size_of::<T>());
-        // SAFETY: the preference is alive, and the value is copied from a live reference.
-        unsafe { result::set_matmul_pref_attribute(self.0, attribute, value, bytes) }
-    }
-}
-
-impl Drop for Preference {
-    fn drop(&mut self) {
-        // SAFETY: created by `new`, and destroyed once.
-        let _ = unsafe { result::destroy_matmul_pref(self.0) };
     }
 }
 
