@@ -31,11 +31,13 @@ TENSOR_CORES = {  # not compiled for f32
     "lora_decode_gated.cu",
     "lora_decode_shrink.cu",
     "lora_gated.cu",
+    "lora_gated_few.cu",
     "lora_long_expand.cu",
+    "lora_long_norm.cu",
     "lora_long_shrink.cu",
     "lora_rows.cu",
 }
-HOPPER = {"gemm_stream.cu"}  # not compiled for cards before it
+HOPPER = {"gemm_stream.cu", "lora_long_norm.cu"}  # not compiled for cards before it
 PREFILL_ONLY = {"attention_tiles.cu", "lora_rows.cu"}  # may spill
 
 

@@ -68,6 +68,12 @@ __device__ inline void copy_16(u32 to, const Element* from, bool exists) {
                  "r"(exists ? 16 : 0));
 }
 
+// The same of 8 bytes.
+__device__ inline void copy_8(u32 to, const Element* from, bool exists) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from),
+                 "r"(exists ? 8 : 0));
+}
+
 __device__ inline void copy_16(Element* to, const Element* from, bool exists) {
     copy_16(shared_address(to), from, exists);
 }

@@ -294,6 +294,17 @@ struct LoraLongExpandParams {
 };
 static_assert(sizeof(LoraLongExpandParams) == 1304, "kernels/src/cuda/lora_long_expand.rs has the twin");
 
+struct LoraLongNormParams {
+    const float* h;
+    Element* residual;  // [rows, width], and so is `hidden`
+    const float* weight;
+    Element* hidden;
+    u32 width;
+    float eps;
+    LongExpand entries[LONG_ENTRIES_MAX];  // all columns
+};
+static_assert(sizeof(LoraLongNormParams) == 1320, "kernels/src/cuda/lora_long_norm.rs has the twin");
+
 // How a row's token is drawn: kernels/src/sampling/device.rs has the twin. All zeros ask for the
 // largest logit.
 struct Draw {

@@ -10,6 +10,7 @@ use super::Cuda;
 use super::gemm::Operands;
 use super::gemm_stream::ROWS_ANY;
 use super::lora::Site;
+use super::lora_long_norm::lora_expand_norm;
 use super::memory::Buf;
 use super::step::Step;
 use super::weight::Weight;
@@ -58,8 +59,8 @@ impl Cuda {
             self.lora_shrink(x, site, step, Exchange::None, h)?;
             let operands = Operands { x, weight, bias, out: &mut *residual };
             self.gemm.add_large(&self.device, step.rows, operands)?;
-            self.lora_expand(h, site, step, Exchange::None, residual)?;
-            return self.rms_norm(residual, norm, eps, step.rows, hidden);
+            let (tools, norm) = ((&*self.device, &mut self.gemm), (residual, norm, eps));
+            return lora_expand_norm(tools, h, (site, step), norm, hidden);
         }
         self.adapted_gemm(x, (weight, bias), (site, step, h), hidden)?;
         self.add_rms_norm(residual, norm, eps, step.rows, hidden)

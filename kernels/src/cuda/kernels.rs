@@ -12,6 +12,7 @@ use super::lora::ByRows;
 use super::lora_decode::LoraDecode;
 use super::lora_gated::LoraGated;
 use super::lora_long_expand::LoraLongExpand;
+use super::lora_long_norm::LoraLongNorm;
 use super::lora_long_shrink::LoraLongShrink;
 use super::lora_rows::LoraRows;
 use super::peer::PeerKernels;
@@ -43,6 +44,8 @@ pub struct Kernels {
     pub lora_gated: Option<LoraGated>,
     /// Not for f32.
     pub lora_long_expand: Option<LoraLongExpand>,
+    /// Not for f32.
+    pub lora_long_norm: Option<LoraLongNorm>,
     /// Not for f32.
     pub lora_long_shrink: Option<LoraLongShrink>,
     /// Not for f32.
@@ -84,6 +87,7 @@ impl Kernels {
             lora_expand: by_rows("lora_expand", "lora_expand_1", "lora_expand_8")?,
             lora_gated: LoraGated::new(programs)?,
             lora_long_expand: LoraLongExpand::new(programs)?,
+            lora_long_norm: LoraLongNorm::new(programs)?,
             lora_long_shrink: LoraLongShrink::new(programs)?,
             lora_rows: LoraRows::new(programs)?,
             lora_shrink: by_rows("lora_shrink", "lora_shrink_1", "lora_shrink_8")?,

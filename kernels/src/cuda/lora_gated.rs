@@ -1,6 +1,6 @@
-//! Launches `lora_gated.cu`: expand to gate and up with the activation behind it, of long segments
-//! whose pairs it has room for. Steps that graphs serve have a kernel of their own
-//! (`lora_decode.rs`); all others expand, and then have their activation.
+//! Launches `lora_gated.cu` and `lora_gated_few.cu`: expand to gate and up with the activation
+//! behind it, of long segments whose pairs they have room for. Steps that graphs serve have a
+//! kernel of their own (`lora_decode.rs`); all others expand, and then have their activation.
 
 use std::iter;
 use std::ops::Range;
@@ -57,27 +57,50 @@ const TILES: usize = 16;
 /// Bytes of both factors in shared memory: two tiles of B, in rows padded by 16 bytes.
 const SHARED_BYTES: usize = (2 * ROWS + 4 * COLUMNS) * (RANKS_MAX + 8) * 2;
 
-/// The kernel.
-pub struct LoraGated(Kernel<LoraGatedParams>);
+/// Lora ranks of a pair that `lora_gated_few.cu` takes, at most; columns of a warp, and warps and
+/// rows of a block.
+const FEW_RANKS_MAX: u32 = 16;
+const FEW_COLUMNS: usize = 64;
+const FEW_WARPS: usize = THREADS as usize / 32;
+const FEW_ROWS: usize = 64;
+
+/// The kernels.
+pub struct LoraGated {
+    any: Kernel<LoraGatedParams>,
+    few: Kernel<LoraGatedParams>,
+}
 
 impl LoraGated {
-    /// `None` where it is not compiled.
+    /// `None` where they are not compiled.
     pub fn new(programs: &Programs) -> Result<Option<Self>> {
-        let name = "lora_gated";
-        if programs.module(name).is_none() {
+        let [any, few] = ["lora_gated", "lora_gated_few"];
+        if programs.module(any).is_none() {
             return Ok(None);
         }
-        Ok(Some(Self(Kernel::new(programs, name, name)?.allow_shared(SHARED_BYTES)?)))
+        Ok(Some(Self {
+            any: Kernel::new(programs, any, any)?.allow_shared(SHARED_BYTES)?,
+            few: Kernel::new(programs, few, few)?,
+        }))
     }
 
     fn launch(&self, device: &Device, params: LoraGatedParams, segments: &[Long]) -> Result<()> {
-        let segments: Vec<_> = segments.iter().map(GatedSegment::new).collect();
-        in_launches(&segments, |segments, some| {
-            let params = LoraGatedParams { segments, ..params };
+        let width = params.width as usize;
+        let even = width.is_multiple_of(FEW_COLUMNS);
+        let (few, others): (Vec<_>, Vec<_>) = segments
+            .iter()
+            .map(GatedSegment::new)
+            .partition(|segment| even && segment.pairs.iter().all(|it| it.rank <= FEW_RANKS_MAX));
+        let blocks = |columns, of_rows: usize, some: &[GatedSegment]| {
             let rows = some.iter().map(|segment| segment.rows as usize).max().unwrap_or(0);
-            let columns = (params.width as usize).div_ceil(COLUMNS * TILES);
-            let blocks = (columns, rows.div_ceil(ROWS), some.len());
-            device.launch(&self.0, Grid::of_3(blocks, THREADS).shared(SHARED_BYTES), &params)
+            Grid::of_3((width.div_ceil(columns), rows.div_ceil(of_rows), some.len()), THREADS)
+        };
+        in_launches(&few, |segments, some| {
+            let grid = blocks(FEW_COLUMNS * FEW_WARPS, FEW_ROWS, some);
+            device.launch(&self.few, grid, &LoraGatedParams { segments, ..params })
+        })?;
+        in_launches(&others, |segments, some| {
+            let grid = blocks(COLUMNS * TILES, ROWS, some).shared(SHARED_BYTES);
+            device.launch(&self.any, grid, &LoraGatedParams { segments, ..params })
         })
     }
 }
@@ -141,7 +164,7 @@ pub fn lora_expand_silu_mul(
 }
 
 /// What lies before, between and behind ranges that are in order.
-fn gaps(ranges: impl Iterator<Item = Range<usize>>, end: usize) -> Vec<Range<usize>> {
+pub fn gaps(ranges: impl Iterator<Item = Range<usize>>, end: usize) -> Vec<Range<usize>> {
     let mut start = 0;
     let gaps = ranges.chain(iter::once(end..end)).map(|range| {
         let gap = start..range.start;

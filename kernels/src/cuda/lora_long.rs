@@ -260,6 +260,16 @@ pub struct Long<'a> {
     products: &'a Products,
 }
 
+impl Long<'_> {
+    /// Its expand, if that is one product to all of so many columns, from no more than so many lora
+    /// ranks.
+    pub fn expands_whole(&self, columns: usize, ranks_max: usize) -> Option<LongExpand> {
+        let [product] = &self.products.expand[..] else { return None };
+        let whole = product.outputs == columns && product.inputs <= ranks_max;
+        if whole { product.expands(self).next() } else { None }
+    }
+}
+
 /// Products of long segments.
 type Launches<'s, 'a> = Vec<(&'s Long<'a>, &'a Product)>;
 

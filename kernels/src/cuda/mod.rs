@@ -44,6 +44,7 @@ mod lora_rows;
 mod lora_long;
 mod lora_gated;
 mod lora_long_expand;
+mod lora_long_norm;
 mod lora_long_shrink;
 mod sample;
 mod graph;
@@ -226,7 +227,7 @@ impl Ops for Cuda {
         rows: usize,
         out: &mut Buf,
     ) -> Result<()> {
-        rms_norm::rms_norm(&self.device, x, weight, eps, rows, out)
+        rms_norm::rms_norm(&self.device, x, weight, eps, 0..rows, out)
     }
 
     fn add_rms_norm(

@@ -37,16 +37,17 @@ macro_rules! embedded {
 }
 
 const HEADERS: &[Source] = embedded!(
-    ".cuh": "adapters", "add_norm", "attention", "bulk", "chain", "element", "lora", "lora_decode",
-    "lora_decode_expand", "lora_long", "mma", "paged", "params", "peer", "reduce"
+    ".cuh": "adapters", "add_norm", "attention", "bulk", "chain", "cluster", "element", "lora",
+    "lora_decode", "lora_decode_expand", "lora_few", "lora_long", "mma", "paged", "params", "peer",
+    "reduce"
 );
 
 const SOURCES: &[Source] = embedded!(
     ".cu": "add_rms_norm", "attention_decode", "attention_rows", "attention_tiles",
     "choose", "embed", "gemm_stream", "head_norm", "lora_decode_expand", "lora_decode_gated",
-    "lora_decode_shrink", "lora_expand", "lora_gated", "lora_long_expand", "lora_long_shrink",
-    "lora_rows", "lora_shrink", "peer_gather", "peer_reduce", "peer_reduce_norm", "pick_rows",
-    "rms_norm", "rope_kv_store", "round", "silu_mul"
+    "lora_decode_shrink", "lora_expand", "lora_gated", "lora_gated_few", "lora_long_expand",
+    "lora_long_norm", "lora_long_shrink", "lora_rows", "lora_shrink", "peer_gather", "peer_reduce",
+    "peer_reduce_norm", "pick_rows", "rms_norm", "rope_kv_store", "round", "silu_mul"
 );
 
 /// Compiled for tensor cores, which do not multiply f32.
@@ -58,13 +59,15 @@ const SIXTEEN_BIT_ONLY: &[&str] = &[
     "lora_decode_gated",
     "lora_decode_shrink",
     "lora_gated",
+    "lora_gated_few",
     "lora_long_expand",
+    "lora_long_norm",
     "lora_long_shrink",
     "lora_rows",
 ];
 
 /// Need bulk copies and clusters: compute capability 9.0.
-const HOPPER_ONLY: &[&str] = &["gemm_stream"];
+const HOPPER_ONLY: &[&str] = &["gemm_stream", "lora_long_norm"];
 
 /// Where a program runs and what it computes with.
 #[derive(Clone, Debug)]

@@ -1,5 +1,7 @@
 //! Launches `rms_norm.cu`.
 
+use std::ops::Range;
+
 use crate::error::Result;
 
 use super::device::{Device, Grid, threads_for, to_u32};
@@ -23,17 +25,18 @@ pub fn rms_norm(
     x: &Buf,
     weight: &Weight,
     eps: f32,
-    rows: usize,
+    rows: Range<usize>,
     out: &mut Buf,
 ) -> Result<()> {
-    let elements = rows * weight.cols;
+    let elements = rows.end * weight.cols;
+    let skipped = (rows.start * weight.cols * device.dtype.bytes()) as u64;
     let params = RmsNormParams {
-        x: x.address(device.dtype, elements),
+        x: x.address(device.dtype, elements) + skipped,
         weight: weight.floats(),
-        out: out.address(device.dtype, elements),
+        out: out.address(device.dtype, elements) + skipped,
         width: to_u32(weight.cols),
         eps,
     };
-    let grid = Grid::of(rows, threads_for(weight.cols, 512));
+    let grid = Grid::of(rows.len(), threads_for(weight.cols, 512));
     device.launch(&device.kernels.rms_norm, grid, &params)
 }

@@ -24,6 +24,7 @@
 #define __launch_bounds__(...)
 #define __maxnreg__(...)
 #define __grid_constant__
+#define __cluster_dims__(...)
 #define __CUDACC_VER_MAJOR__ 13
 #define __CUDACC_VER_MINOR__ 0
 
@@ -72,6 +73,7 @@ struct OneBlock {
     std::array<Meeting, 32> warps;
     Meeting all;
     std::map<unsigned, NamedBarrier> named;
+    NamedBarrier cluster;  // of the cluster whose first block this is
     std::map<unsigned, PhaseBarrier> barriers;
     std::vector<OneCopy> copies;
     unsigned char* shared;
@@ -94,6 +96,7 @@ struct Device {
     ucontext_t scheduler;
     std::function<void()> kernel;
     unsigned block = 0, thread = 0, of_block = 0;  // whose turn it is
+    unsigned of_cluster = 1;                       // blocks of each
 
     OneBlock& own() { return blocks[block]; }
     OneThread& running() { return threads[block * of_block + thread]; }

@@ -1,8 +1,10 @@
-// lora_long_shrink.cu, lora_long_expand.cu and lora_gated.cu.
+// lora_long_shrink.cu, lora_long_expand.cu, lora_long_norm.cu, lora_gated.cu and lora_gated_few.cu.
 #include "device.h"
 
 #define ELEMENT_BF16
 #include <bulk.cuh>
+#include "cluster.cuh"
+#include "lora_few.cuh"
 #include "lora_long.cuh"
 
 namespace shrink {
@@ -11,8 +13,14 @@ namespace shrink {
 namespace expand {
 #include "lora_long_expand.cu"
 }
+namespace norm {
+#include "lora_long_norm.cu"
+}
 namespace gated {
 #include "lora_gated.cu"
+}
+namespace few {
+#include "lora_gated_few.cu"
 }
 
 #include "adapters.h"
@@ -107,8 +115,11 @@ static void check_gated(u32 width, std::array<u32, 2> ranks, u32 rows) {
     Elements out(size_t{rows + 1} * width);
     p.h = h.data(), p.gate_up = gate_up.data(), p.out = out.data(), p.width = width;
     blockIdx.z = 0;
-    for (blockIdx.y = 0; blockIdx.y * ROWS < rows; blockIdx.y++) {
-        launch(divide_up(width, gated::COLUMNS * gated::TILES), THREADS, [&] { gated::lora_gated(p); });
+    const bool few = max(ranks[0], ranks[1]) <= 16;
+    const u32 rows_of_block = few ? few::TURNS * FEW_ROWS : ROWS;
+    const u32 columns_of_block = few ? few::WARPS * FEW_COLUMNS : gated::COLUMNS * gated::TILES;
+    for (blockIdx.y = 0; blockIdx.y * rows_of_block < rows; blockIdx.y++) {
+        launch(divide_up(width, columns_of_block), THREADS, [&] { few ? few::lora_gated_few(p) : gated::lora_gated(p); });
     }
     for (u32 row = 0; row < rows; row++) {
         for (u32 column = 0; column < width; column++) {
@@ -129,6 +140,52 @@ static void check_gated(u32 width, std::array<u32, 2> ranks, u32 rows) {
     }
 }
 
+// One segment behind another's row, by clusters of so many blocks.
+static void check_norm(u32 width, u32 rank, u32 rows, u32 blocks) {
+    LoraLongNormParams p = {};
+    const Elements b = some(size_t{width} * rank, 1.0f);
+    p.entries[0] = {{b.data(), rank, 8}, 0, width, 1, rows, 16, rank + 8};
+    std::vector<float> h(16 + size_t{rows} * (rank + 8)), weight(width);
+    for (float& value : h) value = any();
+    for (float& value : weight) value = any();
+    const Elements old = some(size_t{rows + 1} * width, 1.0f);
+    Elements sum = old, out = old;
+    p.h = h.data(), p.residual = sum.data(), p.weight = weight.data(), p.hidden = out.data();
+    p.width = width, p.eps = 1e-5f;
+    blockIdx.y = 0;
+    device.of_cluster = blocks;
+    launch(divide_up(rows, norm::ROWS) * blocks, norm::THREADS, [&] {
+        switch (blocks) {
+            case 1: return norm::lora_long_norm_1(p);
+            case 2: return norm::lora_long_norm_2(p);
+            case 4: return norm::lora_long_norm_4(p);
+            case 8: return norm::lora_long_norm_8(p);
+        }
+    });
+    device.of_cluster = 1;
+    for (u32 row = 1; row <= rows; row++) {
+        std::vector<double> wants(width);
+        double squares = 0.0;
+        for (u32 column = 0; column < width; column++) {
+            wants[column] = to_f32(old[size_t{row} * width + column]);
+            for (u32 k = 0; k < rank; k++) {
+                wants[column] += h[16 + size_t{row - 1} * (rank + 8) + 8 + k] * to_f32(b[size_t{column} * rank + k]);
+            }
+            squares += wants[column] * wants[column];
+        }
+        const double scale = 1.0 / sqrt(squares / width + 1e-5);
+        for (u32 column = 0; column < width; column++) {
+            const double got[2] = {to_f32(sum[size_t{row} * width + column]), to_f32(out[size_t{row} * width + column])};
+            const double want[2] = {wants[column], wants[column] * scale * weight[column]};
+            for (u32 i = 0; i < 2; i++) {
+                if (fabs(got[i] - want[i]) <= 2e-2 * (1.0 + fabs(want[i]))) continue;
+                printf("row %u, column %u is %f, not %f\n", row, column, got[i], want[i]);
+                fail(i == 0 ? "residual" : "norm", column);
+            }
+        }
+    }
+}
+
 int main(int, char** arguments) {
     device.chance.seed(std::stoul(arguments[1]));
     auto some_of = [](u32 inputs, u32 ranks, u32 column, u32 rows) {
@@ -143,5 +200,11 @@ int main(int, char** arguments) {
     check_expand(192, {columns_of(64, 128, 64, 140), columns_of(0, 192, 24, 1)});
     check_gated(576, {16, 24}, 140);
     check_gated(64, {64, 8}, 3);
+    check_gated(576, {16, 8}, 140);
+    check_gated(64, {8, 16}, 3);
+    check_norm(2176, 16, 67, 4);
+    check_norm(128, 8, 1, 1);
+    check_norm(1280, 8, 35, 2);
+    check_norm(8192, 16, 33, 8);
     printf("lora_long_*.cu and lora_gated.cu are right, seed %s\n", arguments[1]);
 }

@@ -85,12 +85,15 @@ inline void load_transposed(u32 (&to)[4], u32 row) { load_some_matrices(to, row,
 inline void load_two_matrices(u32 (&to)[2], u32 row) { load_some_matrices(to, row, 2); }
 
 // Copies of one thread, which land when it waits for them.
-inline void copy_16(u32 to, const Element* from, bool exists) {
-    if (to % 16 != 0) fail("16 bytes copied to", to);
+template <u32 BYTES>
+inline void copy_some(u32 to, const Element* from, bool exists) {
+    if (to % BYTES != 0) fail("bytes copied to", to);
     device.running().groups.back().push_back([=, at = shared_bytes(to)] {
-        exists ? memcpy(at, from, 16) : memset(at, 0, 16);
+        exists ? memcpy(at, from, BYTES) : memset(at, 0, BYTES);
     });
 }
+inline void copy_8(u32 to, const Element* from, bool exists) { copy_some<8>(to, from, exists); }
+inline void copy_16(u32 to, const Element* from, bool exists) { copy_some<16>(to, from, exists); }
 inline void copy_16(Element* to, const Element* from, bool exists) {
     copy_16(shared_address(to), from, exists);
 }

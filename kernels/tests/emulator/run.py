@@ -1,7 +1,7 @@
 """Runs kernels on the host, without a GPU: blocks, warps, barriers, copies that land in any order.
 
 What a GPU does by itself has a twin in this folder (`device.h`, `mma.cuh`, `bulk.cuh`,
-`chain.cuh`); the kernels are compiled as they are, but for single instructions in assembly. Finds
+`chain.cuh`, `cluster.cuh`); the kernels are compiled as they are, but for single instructions in assembly. Finds
 wrong results, reads of what nobody wrote, and waits that never end; nothing about speed. Needs a
 C++ compiler.
 

@@ -45,12 +45,16 @@ const MIXES: [&[Share]; 7] = [
 
 pub fn check<O: Ops>(bench: &mut Bench<O>) {
     check_sites(bench, SMALL, &MIXES);
-    check_prefill(bench);
+    [192, 2176].into_iter().for_each(|width| check_prefill(bench, width));
 }
 
-/// So many rows that a product adds to the residual stream itself.
-fn check_prefill<O: Ops>(bench: &mut Bench<O>) {
-    let (input, targets, rows) = (128, [192, 0], 530);
+/// So many rows that a product adds to the residual stream itself, and segments long enough for
+/// kernels that take whole rows of it, between others.
+fn check_prefill<O: Ops>(bench: &mut Bench<O>, width: usize) {
+    let (input, targets) = (128, [width, 0]);
+    let segments =
+        [(Some(0), 300), (None, 30), (Some(2), 200), (Some(1), 257), (Some(4), 261), (Some(0), 3)];
+    let rows = segments.iter().map(|(_, rows)| *rows as usize).sum::<usize>();
     let slots = EVEN.map(|pairs| {
         let (rank, a_blocks, b_blocks) = pairs[0]?;
         let shape = (input, (0, targets[0]));
@@ -60,7 +64,7 @@ fn check_prefill<O: Ops>(bench: &mut Bench<O>) {
     for dtype in bench.dtypes() {
         let lora = Lora {
             slots: slots.iter().map(|pair| vec![pair.clone()]).collect(),
-            segments: vec![(Some(0), 300), (None, 30), (Some(2), 200)],
+            segments: segments.to_vec(),
             x: bench.random.values(rows * input),
             y: vec![0.0; rows * targets[0]],
             exchange: Exchange::None,

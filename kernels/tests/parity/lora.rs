@@ -68,6 +68,30 @@ const WIDE: Mixed = Mixed {
     mix: &[(Some(4), 150), (None, 2), (Some(0), 1), (Some(3), 17), (Some(2), 40), (Some(1), 64)],
 };
 
+/// Long segments of few lora ranks, whose factors a GPU keeps in registers, between others.
+const FEW: Mixed = Mixed {
+    name: "few",
+    input: 192,
+    targets: [576, 576],
+    slots: [
+        [Some((16, 1, 1)), Some((8, 1, 1))],
+        [Some((8, 2, 1)), Some((16, 1, 1))],
+        [Some((16, 1, 1)), Some((24, 1, 1))],
+        [Some((16, 1, 2)), Some((16, 1, 2))],
+        [None, Some((8, 1, 1))],
+    ],
+    mix: &[
+        (Some(0), 300),
+        (None, 9),
+        (Some(1), 257),
+        (Some(2), 256),
+        (Some(0), 12),
+        (Some(3), 265),
+        (Some(4), 256),
+        (Some(1), 323),
+    ],
+};
+
 /// Segments that a GPU computes as products between others that it does not: as they are short, or
 /// a lora rank is odd (slot 3), or such a one before them leaves them where no product can start.
 /// One lora rank is large (slot 0).
@@ -97,7 +121,7 @@ const LONG: Mixed = Mixed {
 };
 
 pub fn check<O: Ops>(bench: &mut Bench<O>) {
-    [WIDE, LONG].iter().for_each(|mixed| check_mixed(bench, mixed));
+    [WIDE, LONG, FEW].iter().for_each(|mixed| check_mixed(bench, mixed));
     for exchange in [Exchange::None, Exchange::Reduce, Exchange::Gather] {
         let slots = SLOTS.map(|pairs| {
             let mut pair = |target: usize| {
