@@ -13,7 +13,7 @@ use crate::ops::Heads;
 use super::cache::Cache;
 use super::device::{Device, Grid, Kernel, to_u32};
 use super::memory::{Buf, Memory};
-use super::program::Programs;
+use super::program::{Programs, SHARED_BYTES_ANYWHERE};
 use super::step::{Index, Step, Work};
 use super::weight::Weight;
 
@@ -96,7 +96,7 @@ impl TensorCores {
 }
 
 /// Rows that a block of prefill takes, and positions of its tiles.
-fn tile_shape(dim: usize) -> (usize, usize) {
+const fn tile_shape(dim: usize) -> (usize, usize) {
     match dim {
         0..=64 => (128, 64),
         65..=128 => (128, 48),
@@ -105,10 +105,16 @@ fn tile_shape(dim: usize) -> (usize, usize) {
 }
 
 /// The queries, and two tiles of keys and of values, in rows padded by 16 bytes.
-fn tiles_shared_bytes(dim: usize) -> usize {
+const fn tiles_shared_bytes(dim: usize) -> usize {
     let (rows, keys) = tile_shape(dim);
     (rows + 4 * keys) * (dim + 8) * 2
 }
+
+const _: () = {
+    assert!(tiles_shared_bytes(64) <= SHARED_BYTES_ANYWHERE);
+    assert!(tiles_shared_bytes(128) <= SHARED_BYTES_ANYWHERE);
+    assert!(tiles_shared_bytes(256) <= SHARED_BYTES_ANYWHERE);
+};
 
 /// A share of every warp and head: largest score, sum of weights, sum of values.
 fn decode_shared_bytes(dim: usize) -> usize {

@@ -38,7 +38,9 @@ impl Device {
         // SAFETY: all work of a rank is on one stream, in order; nothing waits for cudarc's events.
         unsafe { context.disable_event_tracking() };
         let capability = context.compute_capability().during("asking for its capability")?;
-        let target = Target::new(capability, dtype);
+        let shared = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+        let shared = context.attribute(shared).during("asking for its shared memory")?;
+        let target = Target::new(capability, shared as usize, dtype);
         let kernels = Kernels::new(&Programs::load(&context, &target, cache)?)?;
         let stream = context.new_stream().during("creating a stream")?;
         let processors = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;

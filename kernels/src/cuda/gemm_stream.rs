@@ -93,7 +93,7 @@ const BARRIERS_BYTES: usize = 1024;
 const SUMS_STRIDE: usize = UNITS_OF_WARP * UNIT + 4;
 
 /// Shared memory of a block: what is left of a multiprocessor's serves the kernels beside it.
-const SHARED_BYTES: usize = 200 << 10;
+pub const SHARED_BYTES: usize = 200 << 10;
 
 /// The kernels by rows, without and with adapters.
 pub struct GemmStream {

@@ -17,7 +17,7 @@ use super::gemm_stream::ROWS_ANY;
 use super::lora::{PairEntry, Site, TARGETS_MAX};
 use super::lora_rows::COLUMNS;
 use super::memory::{Buf, Memory};
-use super::program::Programs;
+use super::program::{Programs, SHARED_BYTES_ANYWHERE};
 use super::step::Step;
 use super::upload::{Plain, Upload, bytes_of};
 
@@ -94,6 +94,13 @@ pub const STAGED_MAX: usize = 1536;
 /// Elements that part the banks of neighbouring rows.
 const GAP: usize = 8;
 
+/// Shared memory of expand, at most.
+const EXPAND_BYTES_MAX: usize = expand_shared_bytes(STAGED_MAX, TILE_COLUMNS[2]);
+const GATED_BYTES_MAX: usize = 2 * expand_shared_bytes(STAGED_MAX, GATED_COLUMNS[2]);
+
+const _: () =
+    assert!(EXPAND_BYTES_MAX <= SHARED_BYTES_ANYWHERE && GATED_BYTES_MAX <= SHARED_BYTES_ANYWHERE);
+
 /// Inputs that shrink's warps have on their way at once, of one piece; parts that the inputs are
 /// cut into, at most; and what a piece costs besides, in per cent of bringing that many.
 const ON_THEIR_WAY: usize = 1024;
@@ -118,12 +125,10 @@ impl LoraDecode {
         if programs.module(shrink).is_none() {
             return Ok(None);
         }
-        let most = expand_shared_bytes(STAGED_MAX, TILE_COLUMNS[2]);
-        let most_gated = 2 * expand_shared_bytes(STAGED_MAX, GATED_COLUMNS[2]);
         Ok(Some(Self {
             shrink: Kernel::new(programs, shrink, shrink)?,
-            expand: Kernel::new(programs, expand, expand)?.allow_shared(most)?,
-            gated: Kernel::new(programs, gated, gated)?.allow_shared(most_gated)?,
+            expand: Kernel::new(programs, expand, expand)?.allow_shared(EXPAND_BYTES_MAX)?,
+            gated: Kernel::new(programs, gated, gated)?.allow_shared(GATED_BYTES_MAX)?,
         }))
     }
 }
@@ -326,7 +331,7 @@ fn cheapest(
 }
 
 /// The shrunk activations of [`ROWS`] rows, and a tile of results.
-fn expand_shared_bytes(staged: usize, columns: usize) -> usize {
+const fn expand_shared_bytes(staged: usize, columns: usize) -> usize {
     ROWS * ((staged + GAP) * SIXTEEN_BITS as usize + (columns + GAP) * size_of::<f32>())
 }
 

@@ -18,7 +18,7 @@ use super::lora_expand::{expand_others, lora_expand};
 use super::lora_long::{Long, LongSegments};
 use super::lora_long_expand::{LongPair, RANKS_MAX, ROWS, THREADS};
 use super::memory::Buf;
-use super::program::Programs;
+use super::program::{Programs, SHARED_BYTES_ANYWHERE};
 use super::silu_mul::silu_mul;
 use super::step::Step;
 
@@ -56,6 +56,8 @@ const TILES: usize = 16;
 
 /// Bytes of both factors in shared memory: two tiles of B, in rows padded by 16 bytes.
 const SHARED_BYTES: usize = (2 * ROWS + 4 * COLUMNS) * (RANKS_MAX + 8) * 2;
+
+const _: () = assert!(SHARED_BYTES <= SHARED_BYTES_ANYWHERE);
 
 /// Lora ranks of a pair that `lora_gated_few.cu` takes, at most; columns of a warp, and warps and
 /// rows of a block.

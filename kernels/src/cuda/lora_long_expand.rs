@@ -3,7 +3,7 @@
 use crate::error::Result;
 
 use super::device::{Device, Grid, Kernel, in_launches, to_u32};
-use super::program::Programs;
+use super::program::{Programs, SHARED_BYTES_ANYWHERE};
 
 /// B of a pair, or of one of its diagonal blocks.
 #[repr(C)]
@@ -58,6 +58,8 @@ const TILES: usize = 8;
 
 /// Bytes of both factors in shared memory: two tiles of B, in rows padded by 16 bytes.
 const SHARED_BYTES: usize = (ROWS + 2 * COLUMNS) * (RANKS_MAX + 8) * 2;
+
+const _: () = assert!(SHARED_BYTES <= SHARED_BYTES_ANYWHERE);
 
 /// The kernel.
 pub struct LoraLongExpand(Kernel<LoraLongExpandParams>);

@@ -14,7 +14,7 @@ use super::lora_gated::gaps;
 use super::lora_long::{Long, LongSegments};
 use super::lora_long_expand::LongExpand;
 use super::memory::Buf;
-use super::program::Programs;
+use super::program::{Programs, SHARED_BYTES_ANYWHERE};
 use super::rms_norm::rms_norm;
 use super::step::Step;
 use super::weight::Weight;
@@ -54,6 +54,8 @@ const BLOCK_COLUMNS: usize = COLUMNS * THREADS as usize / 32;
 const THREADS: u32 = 256;
 const ROWS: usize = 16;
 const SHARED_BYTES: usize = 34896;
+
+const _: () = assert!(SHARED_BYTES <= SHARED_BYTES_ANYWHERE);
 
 /// Kernels by the blocks of a cluster.
 const BY_BLOCKS: [(usize, &str); 4] = [

@@ -46,7 +46,7 @@ pub const RANKS_MAX: usize = 64;
 /// Threads of a block, rows that it takes, and shared memory: 4 stages of 128 inputs.
 const THREADS: u32 = 256;
 const ROWS: usize = 64;
-const SHARED_BYTES: usize = 4 * 128 * (ROWS + RANKS_MAX) * 2;
+pub const SHARED_BYTES: usize = 4 * 128 * (ROWS + RANKS_MAX) * 2;
 
 /// The kernel.
 pub struct LoraLongShrink(Kernel<LoraLongShrinkParams>);

@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 
 use super::found::{driver_version, nvrtc_version};
 use super::status::During;
+use super::{gemm_stream, lora_long_shrink};
 
 /// A file of `kernels/cuda`, embedded.
 pub struct Source {
@@ -69,6 +70,15 @@ const SIXTEEN_BIT_ONLY: &[&str] = &[
 /// Need bulk copies and clusters: compute capability 9.0.
 const HOPPER_ONLY: &[&str] = &["gemm_stream", "lora_long_norm"];
 
+/// Shared memory that a block may have on every card of compute capability 8.0 on, in bytes.
+pub const SHARED_BYTES_ANYWHERE: usize = 99 << 10;
+
+/// Need more than that, where cards for data centres have it.
+const LARGE: &[(&str, usize)] = &[
+    ("gemm_stream", gemm_stream::SHARED_BYTES),
+    ("lora_long_shrink", lora_long_shrink::SHARED_BYTES),
+];
+
 /// Where a program runs and what it computes with.
 #[derive(Clone, Debug)]
 pub struct Target {
@@ -76,6 +86,8 @@ pub struct Target {
     pub architecture: String,
     /// Whether it has bulk copies and clusters of blocks (compute capability 9.0 on).
     pub copies: bool,
+    /// Shared memory that a block may have, in bytes.
+    pub shared_bytes: usize,
     /// The element type of activations and weights.
     pub dtype: DType,
 }
@@ -83,14 +95,16 @@ pub struct Target {
 impl Target {
     /// The target of a compute capability. Hopper and the first Blackwell have instructions that
     /// only their own architecture name unlocks.
-    pub fn new((major, minor): (i32, i32), dtype: DType) -> Self {
+    pub fn new((major, minor): (i32, i32), shared_bytes: usize, dtype: DType) -> Self {
         let own = if matches!((major, minor), (9, 0) | (10, 0)) { "a" } else { "" };
         let architecture = format!("sm_{major}{minor}{own}");
-        Self { architecture, copies: major >= 9, dtype }
+        Self { architecture, copies: major >= 9, shared_bytes, dtype }
     }
 
     fn compiles(&self, source: &Source) -> bool {
-        (self.dtype != DType::F32 || !SIXTEEN_BIT_ONLY.contains(&source.name))
+        let needs = LARGE.iter().find(|(name, _)| *name == source.name);
+        let room = needs.is_none_or(|(_, bytes)| *bytes <= self.shared_bytes);
+        room && (self.dtype != DType::F32 || !SIXTEEN_BIT_ONLY.contains(&source.name))
             && (self.copies || !HOPPER_ONLY.contains(&source.name))
     }
 
@@ -267,7 +281,7 @@ mod tests {
 
     #[test]
     fn an_architecture_that_the_compiler_does_not_know_is_named_with_both() {
-        let target = Target::new((12, 1), DType::Bf16);
+        let target = Target::new((12, 1), SHARED_BYTES_ANYWHERE, DType::Bf16);
         let why = uncompiled("embed", &target, (12, 4), "invalid value for --gpu-architecture");
         let why = why.to_string();
         for part in ["NVRTC 12.4", "embed.cu", "sm_121", "a newer one", "invalid value"] {
@@ -276,8 +290,22 @@ mod tests {
     }
 
     #[test]
+    fn a_card_compiles_what_it_has_room_for() {
+        let compiled = |capability, shared_bytes| {
+            let target = Target::new(capability, shared_bytes, DType::Bf16);
+            let compiles = |name| SOURCES.iter().any(|it| it.name == name && target.compiles(it));
+            ["embed", "lora_long_shrink", "gemm_stream"].map(compiles)
+        };
+        assert_eq!(compiled((8, 0), 163 << 10), [true, true, false]);
+        assert_eq!(compiled((8, 9), SHARED_BYTES_ANYWHERE), [true, false, false]);
+        assert_eq!(compiled((9, 0), 227 << 10), [true; 3]);
+        assert_eq!(compiled((12, 0), SHARED_BYTES_ANYWHERE), [true, false, false]);
+    }
+
+    #[test]
     fn a_capability_has_the_name_that_unlocks_its_instructions() {
-        let name = |capability| Target::new(capability, DType::Bf16).architecture;
+        let target = |capability| Target::new(capability, SHARED_BYTES_ANYWHERE, DType::Bf16);
+        let name = |capability| target(capability).architecture;
         assert_eq!(
             [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0)].map(name),
             ["sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120"]
