@@ -45,7 +45,7 @@ const MIXES: [&[Share]; 7] = [
 
 pub fn check<O: Ops>(bench: &mut Bench<O>) {
     check_sites(bench, SMALL, &MIXES);
-    [192, 2176].into_iter().for_each(|width| check_prefill(bench, width));
+    [192, 2176, 5120].into_iter().for_each(|width| check_prefill(bench, width));
 }
 
 /// So many rows that a product adds to the residual stream itself, and segments long enough for
