@@ -25,6 +25,7 @@ SHOWN = "sm_90a"
 ELEMENTS = ["BF16", "F16", "F32"]
 TENSOR_CORES = {  # not compiled for f32
     "attention_decode.cu",
+    "attention_groups.cu",
     "attention_tiles.cu",
     "gemm_stream.cu",
     "lora_decode_expand.cu",
@@ -38,6 +39,7 @@ TENSOR_CORES = {  # not compiled for f32
     "lora_rows.cu",
 }
 HOPPER = {"gemm_stream.cu", "lora_long_norm.cu"}  # not compiled for cards before it
+WARPGROUPS = {"attention_groups.cu"}  # compiled for Hopper, and no other
 PREFILL_ONLY = {"attention_tiles.cu", "lora_rows.cu"}  # may spill
 
 
@@ -109,6 +111,7 @@ def jobs_for(architectures):
         for architecture in architectures
         if element != "F32" or source.name not in TENSOR_CORES
         if architecture not in ("sm_80", "sm_89") or source.name not in HOPPER
+        if architecture == "sm_90a" or source.name not in WARPGROUPS
     ]
 
 

@@ -1,4 +1,5 @@
-//! Launches `attention_decode.cu`, `attention_tiles.cu` and `attention_rows.cu`.
+//! Launches `attention_decode.cu`, `attention_groups.cu`, `attention_tiles.cu` and
+//! `attention_rows.cu`.
 //!
 //! Rows that are alone in their sequence go to the first kernel and longer runs to the second. Both
 //! need 16 bits and one of four head widths; without these the third kernel takes all rows.
@@ -72,11 +73,37 @@ const WIDTHS: [(usize, &str, &str); 4] = [
 /// The widest head that a warp of `attention_rows.cu` holds, 8 elements a lane.
 const DIM_MAX: usize = 256;
 
-/// `attention_decode.cu` and `attention_tiles.cu` for one head width.
+/// Kernels for one head width: `attention_decode.cu`, and for prefill `attention_groups.cu` where
+/// it is compiled, or `attention_tiles.cu`.
 pub struct TensorCores {
     dim: usize,
     decode: Kernel<AttentionParams>,
-    tiles: Kernel<AttentionParams>,
+    prefill: Prefill,
+}
+
+/// How prefill is launched.
+struct Prefill {
+    kernel: Kernel<AttentionParams>,
+    threads: u32,
+    shared_bytes: usize,
+    /// Blocks for each [`ROWS_OF_TILE`] rows of a head.
+    parts: usize,
+}
+
+impl Prefill {
+    fn new(programs: &Programs, dim: usize, tiles: &'static str) -> Result<Self> {
+        let file = "attention_groups";
+        let groups = GROUPS.iter().find(|(width, _)| *width == dim);
+        if let (Some((_, name)), Some(_)) = (groups, programs.module(file)) {
+            let shared_bytes = groups_shared_bytes(dim);
+            let kernel = Kernel::new(programs, file, name)?.allow_shared(shared_bytes)?;
+            return Ok(Self { kernel, threads: GROUPS_THREADS, shared_bytes, parts: 1 });
+        }
+        let shared_bytes = tiles_shared_bytes(dim);
+        let kernel = Kernel::new(programs, "attention_tiles", tiles)?.allow_shared(shared_bytes)?;
+        let parts = ROWS_OF_TILE / tile_shape(dim).0;
+        Ok(Self { kernel, threads: TILES_THREADS, shared_bytes, parts })
+    }
 }
 
 impl TensorCores {
@@ -86,13 +113,24 @@ impl TensorCores {
             return Ok(Vec::new());
         }
         let load = |(dim, decode, tiles): (usize, &'static str, &'static str)| {
-            let tiles = Kernel::new(programs, "attention_tiles", tiles)?;
-            let tiles = tiles.allow_shared(tiles_shared_bytes(dim))?;
+            let prefill = Prefill::new(programs, dim, tiles)?;
             let decode = Kernel::new(programs, "attention_decode", decode)?;
-            Ok(Self { dim, decode: decode.allow_shared(decode_shared_bytes(dim))?, tiles })
+            Ok(Self { dim, decode: decode.allow_shared(decode_shared_bytes(dim))?, prefill })
         };
         WIDTHS.into_iter().map(load).collect()
     }
+}
+
+/// Those that `attention_groups.cu` is compiled for; threads of a block, which takes all rows of
+/// an entry.
+const GROUPS: [(usize, &str); 2] = [(64, "attention_groups_64"), (128, "attention_groups_128")];
+const GROUPS_THREADS: u32 = 256;
+
+/// The queries, and two tiles of keys and of values; and what is left out to start at a multiple of
+/// 1024.
+const fn groups_shared_bytes(dim: usize) -> usize {
+    let keys = if dim > 64 { 48 } else { 64 };
+    (ROWS_OF_TILE + 4 * keys) * dim * 2 + 1024
 }
 
 /// Rows that a block of prefill takes, and positions of its tiles.
@@ -180,10 +218,10 @@ pub fn attention(
         let by_rows = ByRows { kernel, heads_at_once, shared_bytes: 0 };
         return by_rows.launch(device, scratch, (heads, step), (params, all));
     };
-    let parts = ROWS_OF_TILE / tile_shape(heads.dim).0;
-    let grid = Grid::of_3((heads.queries, step.tiles.count, parts), TILES_THREADS);
+    let Prefill { kernel, threads, shared_bytes, parts } = &kernels.prefill;
+    let grid = Grid::of_3((heads.queries, step.tiles.count, *parts), *threads);
     let tiles = AttentionParams { work: step.tiles.address, ..params };
-    device.launch(&kernels.tiles, grid.shared(tiles_shared_bytes(heads.dim)), &tiles)?;
+    device.launch(kernel, grid.shared(*shared_bytes), &tiles)?;
     let shared_bytes = decode_shared_bytes(heads.dim);
     let by_rows = ByRows { kernel: &kernels.decode, heads_at_once: DECODE_HEADS, shared_bytes };
     by_rows.launch(device, scratch, (heads, step), (params, step.singles))

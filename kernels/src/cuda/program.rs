@@ -38,22 +38,24 @@ macro_rules! embedded {
 }
 
 const HEADERS: &[Source] = embedded!(
-    ".cuh": "adapters", "add_norm", "attention", "bulk", "chain", "cluster", "element", "lora",
-    "lora_decode", "lora_decode_expand", "lora_few", "lora_long", "mma", "paged", "params", "peer",
-    "reduce"
+    ".cuh": "adapters", "add_norm", "attention", "attention_tiles", "bulk", "chain", "cluster",
+    "element", "lora", "lora_decode", "lora_decode_expand", "lora_few", "lora_long", "mma", "paged",
+    "params", "peer", "reduce", "wgmma"
 );
 
 const SOURCES: &[Source] = embedded!(
-    ".cu": "add_rms_norm", "attention_decode", "attention_rows", "attention_tiles",
-    "choose", "embed", "gemm_stream", "head_norm", "lora_decode_expand", "lora_decode_gated",
-    "lora_decode_shrink", "lora_expand", "lora_gated", "lora_gated_few", "lora_long_expand",
-    "lora_long_norm", "lora_long_shrink", "lora_rows", "lora_shrink", "peer_gather", "peer_reduce",
-    "peer_reduce_norm", "pick_rows", "rms_norm", "rope_kv_store", "round", "silu_mul"
+    ".cu": "add_rms_norm", "attention_decode", "attention_groups", "attention_rows",
+    "attention_tiles", "choose", "embed", "gemm_stream", "head_norm", "lora_decode_expand",
+    "lora_decode_gated", "lora_decode_shrink", "lora_expand", "lora_gated", "lora_gated_few",
+    "lora_long_expand", "lora_long_norm", "lora_long_shrink", "lora_rows", "lora_shrink",
+    "peer_gather", "peer_reduce", "peer_reduce_norm", "pick_rows", "rms_norm", "rope_kv_store",
+    "round", "silu_mul"
 );
 
 /// Compiled for tensor cores, which do not multiply f32.
 const SIXTEEN_BIT_ONLY: &[&str] = &[
     "attention_decode",
+    "attention_groups",
     "attention_tiles",
     "gemm_stream",
     "lora_decode_expand",
@@ -69,6 +71,9 @@ const SIXTEEN_BIT_ONLY: &[&str] = &[
 
 /// Need bulk copies and clusters: compute capability 9.0.
 const HOPPER_ONLY: &[&str] = &["gemm_stream", "lora_long_norm"];
+
+/// Need products of warpgroups: compute capability 9.0, and no other.
+const WARPGROUPS: &[&str] = &["attention_groups"];
 
 /// Shared memory that a block may have on every card of compute capability 8.0 on, in bytes.
 pub const SHARED_BYTES_ANYWHERE: usize = 99 << 10;
@@ -86,6 +91,8 @@ pub struct Target {
     pub architecture: String,
     /// Whether it has bulk copies and clusters of blocks (compute capability 9.0 on).
     pub copies: bool,
+    /// Whether it has products of warpgroups (compute capability 9.0).
+    pub warpgroups: bool,
     /// Shared memory that a block may have, in bytes.
     pub shared_bytes: usize,
     /// The element type of activations and weights.
@@ -98,7 +105,8 @@ impl Target {
     pub fn new((major, minor): (i32, i32), shared_bytes: usize, dtype: DType) -> Self {
         let own = if matches!((major, minor), (9, 0) | (10, 0)) { "a" } else { "" };
         let architecture = format!("sm_{major}{minor}{own}");
-        Self { architecture, copies: major >= 9, shared_bytes, dtype }
+        let (copies, warpgroups) = (major >= 9, (major, minor) == (9, 0));
+        Self { architecture, copies, warpgroups, shared_bytes, dtype }
     }
 
     fn compiles(&self, source: &Source) -> bool {
@@ -106,6 +114,7 @@ impl Target {
         let room = needs.is_none_or(|(_, bytes)| *bytes <= self.shared_bytes);
         room && (self.dtype != DType::F32 || !SIXTEEN_BIT_ONLY.contains(&source.name))
             && (self.copies || !HOPPER_ONLY.contains(&source.name))
+            && (self.warpgroups || !WARPGROUPS.contains(&source.name))
     }
 
     fn options(&self) -> [String; 3] {
@@ -290,16 +299,17 @@ mod tests {
     }
 
     #[test]
-    fn a_card_compiles_what_it_has_room_for() {
+    fn a_card_compiles_what_it_has_room_and_instructions_for() {
         let compiled = |capability, shared_bytes| {
             let target = Target::new(capability, shared_bytes, DType::Bf16);
             let compiles = |name| SOURCES.iter().any(|it| it.name == name && target.compiles(it));
-            ["embed", "lora_long_shrink", "gemm_stream"].map(compiles)
+            ["embed", "lora_long_shrink", "gemm_stream", "attention_groups"].map(compiles)
         };
-        assert_eq!(compiled((8, 0), 163 << 10), [true, true, false]);
-        assert_eq!(compiled((8, 9), SHARED_BYTES_ANYWHERE), [true, false, false]);
-        assert_eq!(compiled((9, 0), 227 << 10), [true; 3]);
-        assert_eq!(compiled((12, 0), SHARED_BYTES_ANYWHERE), [true, false, false]);
+        assert_eq!(compiled((8, 0), 163 << 10), [true, true, false, false]);
+        assert_eq!(compiled((8, 9), SHARED_BYTES_ANYWHERE), [true, false, false, false]);
+        assert_eq!(compiled((9, 0), 227 << 10), [true; 4]);
+        assert_eq!(compiled((10, 0), 227 << 10), [true, true, true, false]);
+        assert_eq!(compiled((12, 0), SHARED_BYTES_ANYWHERE), [true, false, false, false]);
     }
 
     #[test]

@@ -1,9 +1,17 @@
-// attention_tiles.cu.
+// attention_tiles.cu and attention_groups.cu.
 #include "device.h"
 
 #define ELEMENT_BF16
 #include "adapters.h"
+#include "attention_tiles.cuh"
+#include <wgmma.cuh>
+
+namespace tiles {
 #include "attention_tiles.cu"
+}
+namespace groups {
+#include "attention_groups.cu"
+}
 
 constexpr u32 BLOCK_TOKENS = 16;
 
@@ -13,7 +21,8 @@ struct Sequence {
 };
 
 template <int DIM>
-static void check(const std::vector<Sequence>& sequences, u32 query_heads, u32 key_heads, u32 window) {
+static void check(bool in_groups, const std::vector<Sequence>& sequences, u32 query_heads, u32 key_heads,
+                  u32 window) {
     std::vector<Span> spans;
     std::vector<u32> positions, blocks, work;
     u32 rows = 0, most = 0;
@@ -38,8 +47,12 @@ static void check(const std::vector<Sequence>& sequences, u32 query_heads, u32 k
     p.work = work.data(), p.query_heads = query_heads, p.key_heads = key_heads, p.dim = DIM;
     p.block_tokens = BLOCK_TOKENS, p.window = window, p.scale = 0.3f * 1.442695f;
     for (blockIdx.y = 0; blockIdx.y < work.size() / 2; blockIdx.y++) {
-        for (blockIdx.z = 0; blockIdx.z < 128 / Shape<DIM>::ROWS; blockIdx.z++) {
-            launch(query_heads, THREADS, [&] { attend<DIM>(p); });
+        blockIdx.z = 0;
+        if constexpr (DIM == 64 || DIM == 128) {
+            if (in_groups) launch(query_heads, groups::THREADS, [&] { groups::attend<DIM>(p); });
+        }
+        for (; !in_groups && blockIdx.z < 128 / tiles::Shape<DIM>::ROWS; blockIdx.z++) {
+            launch(query_heads, tiles::THREADS, [&] { tiles::attend<DIM>(p); });
         }
     }
     for (u32 row = 0, i = 0; row < rows; row++) {
@@ -71,9 +84,11 @@ static void check(const std::vector<Sequence>& sequences, u32 query_heads, u32 k
 
 int main(int, char** arguments) {
     device.chance.seed(std::stoul(arguments[1]));
-    check<64>({{150, 150}, {70, 9}}, 4, 2, 0);
-    check<128>({{131, 130}, {40, 3}}, 2, 1, 0);
-    check<128>({{100, 37}}, 2, 2, 33);
-    check<256>({{90, 80}}, 2, 1, 0);
-    printf("attention_tiles.cu is right, seed %s\n", arguments[1]);
+    for (const bool in_groups : {false, true}) {
+        check<64>(in_groups, {{150, 150}, {70, 9}}, 4, 2, 0);
+        check<128>(in_groups, {{131, 130}, {40, 3}}, 2, 1, 0);
+        check<128>(in_groups, {{100, 37}}, 2, 2, 33);
+    }
+    check<256>(false, {{90, 80}}, 2, 1, 0);
+    printf("attention_tiles.cu and attention_groups.cu are right, seed %s\n", arguments[1]);
 }

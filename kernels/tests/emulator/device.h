@@ -71,6 +71,7 @@ constexpr unsigned SHARED_BYTES = 228 << 10, POISON = 0xff;
 
 struct OneBlock {
     std::array<Meeting, 32> warps;
+    std::array<Meeting, 8> groups;  // of four warps
     Meeting all;
     std::map<unsigned, NamedBarrier> named;
     NamedBarrier cluster;  // of the cluster whose first block this is
@@ -283,6 +284,7 @@ inline void launch(unsigned blocks, unsigned threads, std::function<void()> kern
         device.blocks[block].shared = shared.data() + start + block * size_t{SHARED_BYTES};
         device.blocks[block].all.size = threads;
         for (Meeting& warp : device.blocks[block].warps) warp.size = 32;
+        for (Meeting& group : device.blocks[block].groups) group.size = 128;
     }
     for (OneThread& thread : device.threads) {
         thread.stack.resize(STACK_BYTES);
