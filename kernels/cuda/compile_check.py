@@ -27,6 +27,7 @@ TENSOR_CORES = {  # not compiled for f32
     "attention_decode.cu",
     "attention_groups.cu",
     "attention_tiles.cu",
+    "gemm_groups.cu",
     "gemm_stream.cu",
     "lora_decode_expand.cu",
     "lora_decode_gated.cu",
@@ -39,7 +40,7 @@ TENSOR_CORES = {  # not compiled for f32
     "lora_rows.cu",
 }
 HOPPER = {"gemm_stream.cu", "lora_long_norm.cu"}  # not compiled for cards before it
-WARPGROUPS = {"attention_groups.cu"}  # compiled for Hopper, and no other
+WARPGROUPS = {"attention_groups.cu", "gemm_groups.cu"}  # compiled for Hopper, and no other
 PREFILL_ONLY = {"attention_tiles.cu", "lora_rows.cu"}  # may spill
 
 

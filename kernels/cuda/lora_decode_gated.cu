@@ -70,7 +70,7 @@ struct Gated {
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             gate[i] += sums[i], up[i] += sums[ROWS * tile.stride + i];
-            gate[i] = gate[i] / (1.0f + __expf(-gate[i])) * up[i];
+            gate[i] = silu(gate[i]) * up[i];
         }
         store(p.out + place(piece, n, p.width), gate);
     }

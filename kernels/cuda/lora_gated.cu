@@ -63,7 +63,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) lora_gated(LoraGatedPar
             gate.add(x, sums[0], i);
             up.add(y, sums[1], i);
 #pragma unroll
-            for (u32 n = 0; n < 8; n++) x[n] = x[n] / (1.0f + __expf(-x[n])) * y[n];
+            for (u32 n = 0; n < 8; n++) x[n] = silu(x[n]) * y[n];
             store(out + static_cast<u64>(r) * p.width + tile * COLUMNS, x);
         }
         gate = next_gate, up = next_up;

@@ -4,8 +4,6 @@
 
 constexpr u32 THREADS = 256, WARPS = THREADS / 32, TURNS = 8;
 
-__device__ inline float silu(float x) { return x / (1.0f + __expf(-x)); }
-
 // Rows of one turn.
 struct Turn {
     FewSum sums[2];

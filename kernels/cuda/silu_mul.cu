@@ -10,7 +10,7 @@ __device__ void gate_row(const SiluMulParams& p) {
     load(gate, from);
     load(up, from + p.width);
 #pragma unroll
-    for (int n = 0; n < N; n++) gate[n] = gate[n] / (1.0f + __expf(-gate[n])) * up[n];
+    for (int n = 0; n < N; n++) gate[n] = silu(gate[n]) * up[n];
     store(p.out + static_cast<u64>(blockIdx.y) * p.width + i, gate);
 }
 

@@ -22,9 +22,18 @@ __device__ inline void show_to_products() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-__device__ inline void end_products() {
+// Those that were started belong together; and waits until only so many such groups are under way.
+__device__ inline void commit_products() {
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+}
+template <int LEFT>
+__device__ inline void await_products() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory");
+}
+
+__device__ inline void end_products() {
+    commit_products();
+    await_products<0>();
 }
 
 #if defined(ELEMENT_BF16)
@@ -39,6 +48,28 @@ __device__ inline void end_products() {
 #define EIGHTS_8(SUMS, N) EIGHTS_4(SUMS, N), EIGHTS_4(SUMS, N + 4)
 
 // sums[64, N] = a[64, 16] b[N, 16]^T, or added to what `sums` holds.
+__device__ inline void multiply_boxes(float (&sums)[1][4], u64 a, u64 b, bool adds) {
+    asm volatile("{\n.reg .pred adds;\nsetp.ne.u32 adds, %6, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n8k16." WGMMA_TYPES " "
+                 "{%0, %1, %2, %3}, %4, %5, adds, 1, 1, 0, 0;\n}"
+                 : EIGHT(sums, 0)
+                 : "l"(a), "l"(b), "r"(static_cast<u32>(adds)));
+}
+__device__ inline void multiply_boxes(float (&sums)[2][4], u64 a, u64 b, bool adds) {
+    asm volatile("{\n.reg .pred adds;\nsetp.ne.u32 adds, %10, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n16k16." WGMMA_TYPES " "
+                 "{%0, %1, %2, %3, %4, %5, %6, %7}, %8, %9, adds, 1, 1, 0, 0;\n}"
+                 : EIGHT(sums, 0), EIGHT(sums, 1)
+                 : "l"(a), "l"(b), "r"(static_cast<u32>(adds)));
+}
+__device__ inline void multiply_boxes(float (&sums)[4][4], u64 a, u64 b, bool adds) {
+    asm volatile("{\n.reg .pred adds;\nsetp.ne.u32 adds, %18, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n32k16." WGMMA_TYPES " "
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
+                 "%16, %17, adds, 1, 1, 0, 0;\n}"
+                 : EIGHTS_4(sums, 0)
+                 : "l"(a), "l"(b), "r"(static_cast<u32>(adds)));
+}
 __device__ inline void multiply_boxes(float (&sums)[6][4], u64 a, u64 b, bool adds) {
     asm volatile("{\n.reg .pred adds;\nsetp.ne.u32 adds, %26, 0;\n"
                  "wgmma.mma_async.sync.aligned.m64n48k16." WGMMA_TYPES " "

@@ -17,7 +17,7 @@ use crate::error::Result;
 
 use super::beside::Adapters;
 use super::device::Device;
-use super::gemm_stream::{GemmStream, ROWS_ANY, Size};
+use super::gemm_stream::{ROWS_ANY, Size};
 use super::lora::Site;
 use super::lora_decode;
 use super::memory::{Buf, Memory};
@@ -248,8 +248,8 @@ impl Operands<'_> {
     /// Whether `gemm_stream.cu` takes it.
     fn streams(&self, device: &Device, size: &Size, adapters: Option<&Adapters<'_>>) -> bool {
         let even = size.parts == 1 || size.outputs.is_multiple_of(8) && self.bias.is_none();
-        let there = device.kernels.gemm_stream.is_some();
-        there && even && GemmStream::takes(device, size, adapters)
+        let kernels = device.kernels.gemm_stream.as_ref();
+        even && kernels.is_some_and(|kernels| kernels.takes(device, size, adapters))
     }
 
     fn addresses(&mut self, device: &Device, (rows, outputs): (usize, usize)) -> Addresses {

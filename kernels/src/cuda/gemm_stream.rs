@@ -1,4 +1,5 @@
-//! Launches `gemm_stream.cu`: products of few rows, whose weights stream from memory.
+//! Launches `gemm_stream.cu` and `gemm_groups.cu`: products of few rows, whose weights stream from
+//! memory.
 
 use contract::tensor::DType;
 use cudarc::driver::sys::{
@@ -41,13 +42,22 @@ pub struct GemmStreamParams {
 
 const _: () = assert!(size_of::<GemmStreamParams>() == 512);
 
-/// Rows that each kernel takes at most. With more, cuBLASLt is faster.
-const PLAIN: [(usize, &str); 3] =
-    [(8, "gemm_stream_8"), (16, "gemm_stream_16"), (32, "gemm_stream_32")];
-const ADAPTED: [(usize, &str); 3] =
-    [(8, "gemm_adapted_8"), (16, "gemm_adapted_16"), (32, "gemm_adapted_32")];
+/// Kernels of `gemm_stream.cu`, and rows that each takes at most.
+const BY_WARPS: [(usize, [&str; 2]); 3] =
+    [(8, ["gemm_stream_8"; 2]), (16, ["gemm_stream_16"; 2]), (32, ["gemm_stream_32"; 2])];
+const ADAPTED_BY_WARPS: [(usize, [&str; 2]); 3] =
+    [(8, ["gemm_adapted_8"; 2]), (16, ["gemm_adapted_16"; 2]), (32, ["gemm_adapted_32"; 2])];
 
-const ROWS_MAX: usize = PLAIN[PLAIN.len() - 1].0;
+/// Those of `gemm_groups.cu`, for tiles of up to 128 outputs and for larger ones. With fewer rows
+/// the others are as fast, and faster where tiles are small; with more, cuBLASLt is.
+const BY_GROUPS: [(usize, [&str; 2]); 2] = [
+    (32, ["gemm_groups_32_1", "gemm_groups_32_2"]),
+    (64, ["gemm_groups_64_1", "gemm_groups_64_2"]),
+];
+const ADAPTED_BY_GROUPS: [(usize, [&str; 2]); 2] = [
+    (32, ["gemm_adapted_groups_32_1", "gemm_adapted_groups_32_2"]),
+    (64, ["gemm_adapted_groups_64_1", "gemm_adapted_groups_64_2"]),
+];
 
 /// Rows up to which any weight is taken. More of them are so much of x that blocks with small tiles
 /// would bring more of it than of the weight. And rows up to which shrink is at work beside a
@@ -66,6 +76,10 @@ const UNIT: usize = 16;
 const UNITS_OF_WARP: usize = 4;
 const UNITS_MAX: usize = 16;
 
+/// Groups of warps that multiply together, and 64s of outputs of one at most.
+const GROUPS: usize = 2;
+const WIDE: usize = 2;
+
 /// Teams of warps that hide what each waits for.
 const TEAMS_MIN: usize = 3;
 
@@ -77,6 +91,9 @@ const BOX_ROW_BYTES: usize = 128;
 const BOXES_MAX: usize = 8;
 const STAGE_BYTES: usize = 16 << 10;
 const STAGES_MAX: usize = 16;
+
+/// What a stage of both operands is worth where groups multiply.
+const STAGE_OF_BOTH_BYTES: usize = 28 << 10;
 
 /// Weights of a block that are under way at once, of as many blocks as multiprocessors. Fewer
 /// leave bandwidth unused; more make the loads of the kernels before it wait for up to 6 us
@@ -95,39 +112,80 @@ const SUMS_STRIDE: usize = UNITS_OF_WARP * UNIT + 4;
 /// Shared memory of a block: what is left of a multiprocessor's serves the kernels beside it.
 pub const SHARED_BYTES: usize = 200 << 10;
 
-/// The kernels by rows, without and with adapters.
-pub struct GemmStream {
+/// How products are multiplied: by instructions of a warp, or of a group of four.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    Warps,
+    Groups,
+}
+
+/// Kernels, and how many rows each takes at most: for tiles of up to 128 outputs, and larger ones.
+type ByRows = Vec<(usize, [Kernel<GemmStreamParams>; 2])>;
+
+/// Kernels of one file, without and with adapters.
+struct Kernels {
     plain: ByRows,
     adapted: ByRows,
 }
 
-/// Kernels, and how many rows each takes at most.
-type ByRows = Vec<(usize, Kernel<GemmStreamParams>)>;
+impl Kernels {
+    /// `None` where they are not compiled.
+    fn new<const N: usize, const M: usize>(
+        programs: &Programs,
+        file: &'static str,
+        plain: [(usize, [&'static str; 2]); N],
+        adapted: [(usize, [&'static str; 2]); M],
+    ) -> Result<Option<Self>> {
+        if programs.module(file).is_none() {
+            return Ok(None);
+        }
+        let kernel = |name| Kernel::new(programs, file, name)?.allow_shared(SHARED_BYTES);
+        let both = |(rows, [narrow, wide]): (usize, [&'static str; 2])| {
+            Ok((rows, [kernel(narrow)?, kernel(wide)?]))
+        };
+        let plain = plain.into_iter().map(both).collect::<Result<_>>()?;
+        let adapted = adapted.into_iter().map(both).collect::<Result<_>>()?;
+        Ok(Some(Self { plain, adapted }))
+    }
+
+    fn of(&self, adapted: bool) -> &ByRows {
+        if adapted { &self.adapted } else { &self.plain }
+    }
+}
+
+/// The kernels of both files, as far as they are compiled.
+pub struct GemmStream {
+    warps: Kernels,
+    groups: Option<Kernels>,
+}
 
 impl GemmStream {
     /// `None` where they are not compiled.
     pub fn new(programs: &Programs) -> Result<Option<Self>> {
-        let file = "gemm_stream";
-        if programs.module(file).is_none() {
-            return Ok(None);
+        let warps = Kernels::new(programs, "gemm_stream", BY_WARPS, ADAPTED_BY_WARPS)?;
+        let groups = Kernels::new(programs, "gemm_groups", BY_GROUPS, ADAPTED_BY_GROUPS)?;
+        Ok(warps.map(|warps| Self { warps, groups }))
+    }
+
+    /// Those for so many rows.
+    fn kernels(&self, rows: usize) -> (By, &Kernels) {
+        match &self.groups {
+            Some(groups) if rows > ROWS_ANY => (By::Groups, groups),
+            _ => (By::Warps, &self.warps),
         }
-        let kernel = |(rows, name)| {
-            Ok((rows, Kernel::new(programs, file, name)?.allow_shared(SHARED_BYTES)?))
-        };
-        let plain = PLAIN.into_iter().map(kernel).collect::<Result<_>>()?;
-        let adapted = ADAPTED.into_iter().map(kernel).collect::<Result<_>>()?;
-        Ok(Some(Self { plain, adapted }))
     }
 
     /// Whether a product is one for these kernels.
-    pub fn takes(device: &Device, size: &Size, adapters: Option<&Adapters<'_>>) -> bool {
+    pub fn takes(&self, device: &Device, size: &Size, adapters: Option<&Adapters<'_>>) -> bool {
         let Size { rows, inputs, outputs, .. } = *size;
         let tiles = Tiles::new(device.processors, size.weight_rows());
         if rows == 0 || outputs == 0 || !inputs.is_multiple_of(BOX) {
             return false;
         }
+        let (by, kernels) = self.kernels(rows);
+        let most = kernels.of(adapters.is_some()).last().map_or(0, |(most, _)| *most);
         let any = rows <= ROWS_ANY;
-        let even = any || rows <= ROWS_MAX && rows <= tiles.tile;
+        let even = any || rows <= most && rows <= by.rows_max(tiles.tile);
         match adapters {
             Some(adapters) => even && tiles.one_each() && adapters.fit(tiles.tile),
             None => any || even && tiles.one_each(),
@@ -145,14 +203,14 @@ impl GemmStream {
         adapters: Option<&Adapters<'_>>,
     ) -> Result<()> {
         let Size { rows, inputs, outputs, parts } = size;
-        let (kernels, threads) = match adapters {
-            None => (&self.plain, THREADS),
-            Some(_) => (&self.adapted, ADAPTED_THREADS),
-        };
-        let kernel = kernels.iter().find(|(most, _)| rows <= *most);
-        let (most, kernel) = kernel.expect("asked for a product of too many rows: this is a bug");
+        let (by, kernels) = self.kernels(rows);
+        let mut kernels = kernels.of(adapters.is_some()).iter();
+        let kernel = kernels.find(|(most, _)| rows <= *most);
+        let (most, kernels) = kernel.expect("asked for a product of too many rows: this is a bug");
         let beside = |tile| adapters.map_or(0, |adapters| adapters.shared_bytes(tile));
-        let cut = Cut::new(device.processors, *most, size.weight_rows(), beside);
+        let cut = Cut::new(device.processors, by, *most, size.weight_rows(), beside);
+        let kernel = &kernels[usize::from(cut.team > WIDE)];
+        let threads = if adapters.is_some() { ADAPTED_THREADS } else { THREADS };
         let part_rows = cut.tile / parts;
         let params = GemmStreamParams {
             weight: map(device.dtype, at.weight, [parts, outputs, inputs], [part_rows, cut.boxes])?,
@@ -177,6 +235,42 @@ impl GemmStream {
             padding: [0; 28],
         };
         device.launch(kernel, Grid::of(cut.blocks, threads).shared(SHARED_BYTES), &params)
+    }
+}
+
+impl By {
+    /// Rows up to which blocks with so many outputs do not bring much more of x than of the weight.
+    fn rows_max(self, tile: usize) -> usize {
+        match self {
+            By::Warps => tile,
+            By::Groups => 2 * tile,
+        }
+    }
+
+    /// Teams of a block, at most, where one has so many 64s of outputs.
+    fn teams_max(self, team: usize) -> usize {
+        match self {
+            By::Warps => WARPS / team,
+            By::Groups => (GROUPS / team).max(1),
+        }
+    }
+
+    /// Boxes of each operand that make a stage.
+    fn boxes(self, tile: usize, rows: usize) -> usize {
+        let of_weight = STAGE_BYTES / (tile * BOX_ROW_BYTES);
+        let of_both = STAGE_OF_BOTH_BYTES / ((tile + rows) * BOX_ROW_BYTES);
+        match self {
+            By::Warps => of_weight.clamp(1, BOXES_MAX),
+            By::Groups => of_weight.min(of_both).clamp(1, BOXES_MAX),
+        }
+    }
+
+    /// What is read behind a tile of so many outputs, in bytes.
+    fn past_bytes(self, tile: usize, team: usize) -> usize {
+        match self {
+            By::Warps => 0,
+            By::Groups => (team * UNITS_OF_WARP * UNIT - tile) * BOX_ROW_BYTES,
+        }
     }
 }
 
@@ -226,7 +320,8 @@ struct Cut {
     /// Boxes of each operand in a stage of the ring.
     boxes: usize,
     stages: usize,
-    /// Warps that share a tile's outputs, and such teams that share the stages.
+    /// 64s of a tile's outputs, a power of two, which warps or groups share; and such teams that
+    /// share the stages.
     team: usize,
     teams: usize,
     /// Stages under way at once, alone and beside other kernels.
@@ -242,24 +337,25 @@ impl Cut {
     /// `beside` are bytes of shared memory that are needed beside a tile.
     fn new(
         processors: usize,
+        by: By,
         rows: usize,
         weight_rows: usize,
         beside: impl Fn(usize) -> usize,
     ) -> Self {
         let tiles = Tiles::new(processors, weight_rows);
         let Tiles { blocks, tile, .. } = tiles;
-        let boxes = (STAGE_BYTES / (tile * BOX_ROW_BYTES)).clamp(1, BOXES_MAX);
+        let team = tile.div_ceil(UNITS_OF_WARP * UNIT).next_power_of_two();
+        let boxes = by.boxes(tile, rows);
         let weight = boxes * tile * BOX_ROW_BYTES;
         let stage = weight + boxes * rows * BOX_ROW_BYTES;
         let sums = WARPS * rows * SUMS_STRIDE * size_of::<f32>();
-        let room =
-            SHARED_BYTES - 2 * BARRIERS_BYTES - beside(tile).next_multiple_of(BARRIERS_BYTES);
+        let beside = beside(tile).max(by.past_bytes(tile, team)).next_multiple_of(BARRIERS_BYTES);
+        let room = SHARED_BYTES - 2 * BARRIERS_BYTES - beside;
         // Behind its only tile, a block has no use for the ring.
         let alone = tiles.one_each();
         let ring = if alone { room } else { room - sums };
         let stages = (ring / stage).min(STAGES_MAX);
-        let team = tile.div_ceil(UNITS_OF_WARP * UNIT).next_power_of_two();
-        let (teams, stages) = teams(WARPS / team, stages);
+        let (teams, stages) = teams(by.teams_max(team), stages);
         let sums = BARRIERS_BYTES + if alone { 0 } else { stages * stage };
         // Fewer blocks have more to bring; no more than the ring holds, or its barriers would be
         // waited for a round late.
@@ -322,7 +418,7 @@ mod tests {
     use super::*;
 
     fn cut(rows: usize, weight_rows: usize, beside: usize) -> Cut {
-        Cut::new(132, rows, weight_rows, |_| beside)
+        Cut::new(132, By::Warps, rows, weight_rows, |_| beside)
     }
 
     #[test]

@@ -39,17 +39,17 @@ macro_rules! embedded {
 
 const HEADERS: &[Source] = embedded!(
     ".cuh": "adapters", "add_norm", "attention", "attention_tiles", "bulk", "chain", "cluster",
-    "element", "lora", "lora_decode", "lora_decode_expand", "lora_few", "lora_long", "mma", "paged",
-    "params", "peer", "reduce", "wgmma"
+    "element", "gemm_stream", "lora", "lora_decode", "lora_decode_expand", "lora_few", "lora_long",
+    "mma", "paged", "params", "peer", "reduce", "wgmma"
 );
 
 const SOURCES: &[Source] = embedded!(
     ".cu": "add_rms_norm", "attention_decode", "attention_groups", "attention_rows",
-    "attention_tiles", "choose", "embed", "gemm_stream", "head_norm", "lora_decode_expand",
-    "lora_decode_gated", "lora_decode_shrink", "lora_expand", "lora_gated", "lora_gated_few",
-    "lora_long_expand", "lora_long_norm", "lora_long_shrink", "lora_rows", "lora_shrink",
-    "peer_gather", "peer_reduce", "peer_reduce_norm", "pick_rows", "rms_norm", "rope_kv_store",
-    "round", "silu_mul"
+    "attention_tiles", "choose", "embed", "gemm_groups", "gemm_stream", "head_norm",
+    "lora_decode_expand", "lora_decode_gated", "lora_decode_shrink", "lora_expand", "lora_gated",
+    "lora_gated_few", "lora_long_expand", "lora_long_norm", "lora_long_shrink", "lora_rows",
+    "lora_shrink", "peer_gather", "peer_reduce", "peer_reduce_norm", "pick_rows", "rms_norm",
+    "rope_kv_store", "round", "silu_mul"
 );
 
 /// Compiled for tensor cores, which do not multiply f32.
@@ -57,6 +57,7 @@ const SIXTEEN_BIT_ONLY: &[&str] = &[
     "attention_decode",
     "attention_groups",
     "attention_tiles",
+    "gemm_groups",
     "gemm_stream",
     "lora_decode_expand",
     "lora_decode_gated",
@@ -73,7 +74,7 @@ const SIXTEEN_BIT_ONLY: &[&str] = &[
 const HOPPER_ONLY: &[&str] = &["gemm_stream", "lora_long_norm"];
 
 /// Need products of warpgroups: compute capability 9.0, and no other.
-const WARPGROUPS: &[&str] = &["attention_groups"];
+const WARPGROUPS: &[&str] = &["attention_groups", "gemm_groups"];
 
 /// Shared memory that a block may have on every card of compute capability 8.0 on, in bytes.
 pub const SHARED_BYTES_ANYWHERE: usize = 99 << 10;

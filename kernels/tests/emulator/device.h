@@ -207,6 +207,7 @@ std::common_type_t<A, B> max(A a, B b) {
 }
 inline int __clz(unsigned x) { return __builtin_clz(x); }
 inline float __expf(float x) { return expf(x); }
+inline float __fdividef(float x, float y) { return x / y; }
 inline float __uint_as_float(unsigned x) {
     float value;
     memcpy(&value, &x, sizeof(value));

@@ -1,10 +1,17 @@
-// gemm_stream.cu, on as few multiprocessors as make its rings go round and its tiles differ.
+// gemm_stream.cu and gemm_groups.cu, on as few multiprocessors as make its rings go round and its tiles differ.
 #include "device.h"
 
 #define ELEMENT_BF16
-#include "gemm_stream.cu"
-
 #include "adapters.h"
+#include "gemm_stream.cuh"
+#include <wgmma.cuh>
+
+namespace warps {
+#include "gemm_stream.cu"
+}
+namespace groups {
+#include "gemm_groups.cu"
+}
 
 constexpr u32 PROCESSORS = 4, DYNAMIC_BYTES = 200 << 10;
 
@@ -12,21 +19,23 @@ constexpr u32 PROCESSORS = 4, DYNAMIC_BYTES = 200 << 10;
 struct Cut {
     u32 blocks, tile, boxes, stages, team, teams, flight, flight_beside, sums, beside;
 
-    Cut(u32 rows, u32 weight_rows, std::function<u32(u32)> bytes_beside) {
+    Cut(bool in_groups, u32 rows, u32 weight_rows, std::function<u32(u32)> bytes_beside) {
         const u32 units = divide_up(divide_up(weight_rows, 16), PROCESSORS);
         tile = divide_up(units, divide_up(units, 16)) * 16;
         const u32 tiles = divide_up(weight_rows, tile);
+        for (team = 1; team * OUTPUTS < tile; team *= 2) {}
         blocks = min(tiles, PROCESSORS);
-        boxes = max(1u, min(8u, (16u << 10) / (tile * BOX_ROW_BYTES)));
+        const u32 of_both = in_groups ? (28u << 10) / ((tile + rows) * BOX_ROW_BYTES) : 8;
+        boxes = max(1u, min(min(8u, of_both), (16u << 10) / (tile * BOX_ROW_BYTES)));
         const u32 weight = boxes * tile * BOX_ROW_BYTES;
         const u32 stage = weight + boxes * rows * BOX_ROW_BYTES;
         const u32 all_sums = WARPS * rows * STRIDE * sizeof(float);
-        const u32 room = DYNAMIC_BYTES - 2048 - align(bytes_beside(tile), 1024);
+        const u32 past = in_groups ? (team * OUTPUTS - tile) * BOX_ROW_BYTES : 0;
+        const u32 room = DYNAMIC_BYTES - 2048 - align(max(past, bytes_beside(tile)), 1024);
         const bool alone = tiles <= blocks;
         const u32 most = min((alone ? room : room - all_sums) / stage, STAGES_MAX);
-        for (team = 1; team * UNITS * 16 < tile; team *= 2) {}
         stages = 0;
-        const u32 teams_max = WARPS / team;
+        const u32 teams_max = in_groups ? max(1u, 2 / team) : WARPS / team;
         const u32 fewest = max(1u, min(min(3u, teams_max), most / 2));
         for (u32 some = fewest; some <= min(teams_max, most); some++) {
             if (most / some * some >= stages) teams = some, stages = most / some * some;
@@ -43,9 +52,31 @@ struct Shape {
     u32 rows, inputs, outputs, parts;
 };
 
-static void check(Shape shape, bool biased, AdapterSet* adapters = nullptr) {
+static void by_warps(const GemmStreamParams& p, u32 most, bool adapted) {
+    using namespace warps;
+    if (adapted) {
+        return most == 8    ? gemm<WarpProducts<1>, true>(p)
+               : most == 16 ? gemm<WarpProducts<2>, true>(p)
+                            : gemm<WarpProducts<4>, true>(p);
+    }
+    most == 8    ? gemm<WarpProducts<1>, false>(p)
+    : most == 16 ? gemm<WarpProducts<2>, false>(p)
+                 : gemm<WarpProducts<4>, false>(p);
+}
+
+template <int BLOCKS>
+static void by_groups(const GemmStreamParams& p, u32 most, bool adapted) {
+    using namespace groups;
+    if (adapted) {
+        return most == 32 ? gemm<GroupProducts<4, BLOCKS>, true>(p) : gemm<GroupProducts<8, BLOCKS>, true>(p);
+    }
+    most == 32 ? gemm<GroupProducts<4, BLOCKS>, false>(p) : gemm<GroupProducts<8, BLOCKS>, false>(p);
+}
+
+static void check(bool in_groups, Shape shape, bool biased, AdapterSet* adapters = nullptr) {
     const auto [rows, inputs, outputs, parts] = shape;
-    const u32 all = outputs * parts, most = rows <= 8 ? 8 : rows <= 16 ? 16 : 32;
+    const u32 all = outputs * parts, fewest = in_groups ? 32 : rows <= 8 ? 8 : 16;
+    const u32 most = rows <= fewest ? fewest : rows <= 32 ? 32 : 64;
     const Elements weight = some(size_t{all} * inputs, 0.125f);
     const Elements x = some(size_t{rows} * inputs, 1.0f);
     const Elements bias = some(all, 1.0f);
@@ -57,7 +88,7 @@ static void check(Shape shape, bool biased, AdapterSet* adapters = nullptr) {
         const u32 ring = align(shrunk + rows * adapters->h_stride * sizeof(Element), 128);
         u32 rank = 0;
         for (const LoraPair& pair : adapters->pairs) rank = max(rank, pair.expand_rank);
-        const u32 tile = Cut(most, all, [](u32) { return 0; }).tile;
+        const u32 tile = Cut(in_groups, most, all, [](u32) { return 0; }).tile;
         const u32 many = rows > 16 ? 2048 : 4096, column = rank * u32{sizeof(Element)};
         const u32 slot = min(4096u, align(max(min(many, tile * column), 8 * column), 128));
         places = ring + SLOTS * slot;
@@ -65,7 +96,7 @@ static void check(Shape shape, bool biased, AdapterSet* adapters = nullptr) {
                   adapters->h.data(), nullptr, 2, adapters->splits, adapters->h_stride,
                   0, shrunk, ring, places, slot};
     }
-    const Cut cut(most, all, [&](u32 tile) {
+    const Cut cut(in_groups, most, all, [&](u32 tile) {
         return adapters ? places + rows * (tile + 4) * u32{sizeof(float)} : 0;
     });
     for (u32* place : {&beside.pieces, &beside.shrunk, &beside.ring, &beside.sums}) {
@@ -80,12 +111,8 @@ static void check(Shape shape, bool biased, AdapterSet* adapters = nullptr) {
     p.boxes = cut.boxes, p.stages = cut.stages, p.team = cut.team, p.teams = cut.teams;
     p.flight = cut.flight, p.flight_beside = cut.flight_beside, p.ring = 1024, p.sums = cut.sums;
     launch(cut.blocks, adapters ? ADAPTED_THREADS : THREADS, [&] {
-        if (adapters) {
-            return most == 8    ? gemm<1, true>(p)
-                   : most == 16 ? gemm<2, true>(p)
-                                : gemm<4, true>(p);
-        }
-        most == 8 ? gemm<1, false>(p) : most == 16 ? gemm<2, false>(p) : gemm<4, false>(p);
+        if (!in_groups) return by_warps(p, most, adapters);
+        cut.team > 2 ? by_groups<2>(p, most, adapters) : by_groups<1>(p, most, adapters);
     });
     auto sum = [&](u32 row, u32 output) {
         double sum = biased ? to_f32(bias[output]) : 0.0;
@@ -114,9 +141,13 @@ int main(int, char** arguments) {
         {16, 64, 1100, 1}, {3, 128, 50, 1},    {5, 192, 2500, 1},  {16, 640, 1500, 1},
         {17, 1088, 140, 1}, {29, 2048, 250, 1}, {32, 192, 900, 1}, {8, 320, 72, 2},
         {31, 320, 72, 2},  {7, 1024, 448, 2}};
-    for (const Shape& shape : shapes) {
-        check(shape, shape.parts == 1 && shape.rows % 2 == 1);
+    for (const bool in_groups : {false, true}) {
+        for (const Shape& shape : shapes) {
+            check(in_groups, shape, shape.parts == 1 && shape.rows % 2 == 1);
+        }
     }
+    check(true, {64, 576, 250, 1}, false);
+    check(true, {41, 192, 448, 2}, false);
     const Slots even = {{{{16, 1}, {16, 1}}}, {{{64, 1}, {0, 1}}}, {{{128, 1}, {24, 1}}},
                         {{{0, 1}, {256, 1}}}, {{{8, 1}, {96, 1}}}};
     const Slots odd = {{{{1, 1}, {3, 1}}}, {{{12, 1}, {6, 1}}}, {{{36, 1}, {0, 1}}},
@@ -127,7 +158,7 @@ int main(int, char** arguments) {
         const u32 all = shape.outputs * shape.parts;
         const u32 first = shape.parts == 2 ? shape.outputs : all / 32 * 16;
         AdapterSet adapters(slots, shares, splits, first, all);
-        check(shape, shape.parts == 1, &adapters);
+        for (const bool in_groups : {false, true}) check(in_groups, shape, shape.parts == 1, &adapters);
     };
     for (const Slots& slots : {even, odd}) {
         adapted({1, 1088, 128, 1}, slots, {{2, 1}}, 2);
@@ -138,6 +169,11 @@ int main(int, char** arguments) {
         adapted({32, 320, 384, 2}, slots, {{1, 8}, {0, 8}, {3, 2}, {NOBODY, 1}, {2, 5}, {4, 8}}, 2);
         adapted({21, 1088, 256, 1}, slots, {{0, 8}, {3, 2}, {NOBODY, 3}, {4, 8}}, 1);
     }
+    const std::vector<Share> many = {{0, 8}, {3, 8}, {1, 8}, {NOBODY, 3}, {4, 8}, {2, 8}, {0, 6}};
+    for (const u32 outputs : {256u, 640u}) {
+        AdapterSet few(even, many, 2, 128, outputs);
+        check(true, {49, 576, outputs, 1}, true, &few);
+    }
     adapted({6, 256, 512, 1}, diagonal, {{0, 4}, {NOBODY, 1}, {0, 1}}, 1);
-    printf("gemm_stream.cu is right, seed %s\n", arguments[1]);
+    printf("gemm_stream.cu and gemm_groups.cu are right, seed %s\n", arguments[1]);
 }

@@ -6,6 +6,9 @@
 inline u64 matrix_at(u32 address, u32 apart) { return u64{apart} << 32 | address; }
 inline void begin_products() {}
 inline void show_to_products() {}
+inline void commit_products() {}
+template <int LEFT>
+inline void await_products() {}
 inline void end_products() {}
 
 // An element of a matrix in boxes: of its row, and of a box's rows.

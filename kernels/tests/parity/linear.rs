@@ -7,7 +7,7 @@ use crate::bench::{Bench, Case, elements, poisoned, poisoned_as, upload, weight}
 
 /// Rows, inputs, outputs: single ones, every tile height, ends inside panels, lines and tiles, and
 /// enough inputs and outputs to go round a GPU's rings and multiprocessors more than once.
-const SHAPES: [(usize, usize, usize); 26] = [
+const SHAPES: [(usize, usize, usize); 28] = [
     (5, 72, 3100),
     (12, 200, 3100),
     (1, 1, 1),
@@ -34,6 +34,8 @@ const SHAPES: [(usize, usize, usize); 26] = [
     (17, 1088, 4300),
     (32, 192, 30000),
     (33, 1024, 700),
+    (47, 1088, 4300),
+    (64, 64, 17100),
 ];
 
 pub fn check<O: Ops>(bench: &mut Bench<O>) {
@@ -54,9 +56,15 @@ pub fn check<O: Ops>(bench: &mut Bench<O>) {
             }
         }
     }
-    for (rows, input, width) in
-        [(1, 64, 8), (5, 128, 1001), (8, 320, 2200), (16, 576, 40), (17, 64, 24), (31, 320, 2200)]
-    {
+    for (rows, input, width) in [
+        (1, 64, 8),
+        (5, 128, 1001),
+        (8, 320, 2200),
+        (16, 576, 40),
+        (17, 64, 24),
+        (31, 320, 2200),
+        (50, 320, 2200),
+    ] {
         for dtype in bench.dtypes() {
             let (x, weight) =
                 (bench.random.values(rows * input), bench.random.values(2 * width * input));

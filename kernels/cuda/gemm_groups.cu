@@ -1,0 +1,127 @@
+// Products of few rows (gemm_stream.cuh) by the tensor cores' instructions of a warpgroup, which read both
+// operands from shared memory by themselves (wgmma.cuh). There are two groups. Each has 64 or
+// 128 outputs of the tile; or if the tile has no more than 64, they are two teams.
+// A tile that is no multiple of 64 is multiplied as if it were one: what the ring has behind it becomes
+// outputs that nobody reads.
+#include "gemm_stream.cuh"
+#include "wgmma.cuh"
+
+constexpr u32 GROUP_WARPS = 4, BLOCK_BYTES = OUTPUTS * BOX_ROW_BYTES;
+
+// One group's sums: of BLOCKS times 64 outputs, or none.
+template <int COUNT_OF_COLUMNS, int BLOCKS>
+struct GroupProducts {
+    static constexpr int COLUMNS = COUNT_OF_COLUMNS, TEAMS_MAX = 2;
+    typedef ::Block<COLUMNS> Block;
+    static constexpr u32 X_BOX_BYTES = COLUMNS * 8 * BOX_ROW_BYTES;
+
+    const Block& block;
+    u32 lane = threadIdx.x % 32, warp = warp_of_block(), team, first;
+    float sums[BLOCKS][COLUMNS][4];
+
+    __device__ explicit GroupProducts(const Block& block) : block(block) {
+        const u32 group = warp / GROUP_WARPS, of_team = block.p.team / BLOCKS;
+        team = group / of_team, first = group % of_team * BLOCKS;
+    }
+
+    __device__ static u32 multipliers(const GemmStreamParams& p) {
+        return p.team / BLOCKS * GROUP_WARPS;
+    }
+
+    __device__ void clear() {
+#pragma unroll
+        for (int i = 0; i < BLOCKS; i++) {
+#pragma unroll
+            for (int column = 0; column < COLUMNS; column++) {
+#pragma unroll
+                for (int n = 0; n < 4; n++) sums[i][column][n] = 0.0f;
+            }
+        }
+    }
+
+    __device__ void release(u32 used) const {
+        if (lane == 0) arrive(used);
+    }
+
+    // The team's stages of a tile; `turn` is then at the first one of the next tile. A stage is released
+    // while the next one's products are under way, if the team has another.
+    __device__ void multiply_tile(Turn& turn) {
+        if (team >= block.p.teams) return;
+        const u32 teams = block.p.teams, stages = block.p.stages;
+        u32 held = 0;
+        for (; turn.chunk < block.chunks; turn.chunk += teams) {
+            wait_phase(block.weight_landed(turn.stage), turn.round % 2);
+            wait_phase(block.x_landed(turn.stage), turn.round % 2);
+            multiply(block.weight_of(turn.stage) + first * BLOCK_BYTES, block.x_of(turn.stage));
+            await_products<1>();
+            if (held) release(held);
+            held = block.used(turn.stage);
+            if (stages == teams) {
+                await_products<0>();
+                release(held), held = 0;
+            }
+            turn.stage += teams;
+            if (turn.stage >= stages) turn.stage -= stages, turn.round++;
+        }
+        await_products<0>();
+        if (held) release(held);
+        turn.chunk -= block.chunks;
+    }
+
+    __device__ void multiply(u32 weight, u32 x) {
+        const u32 boxes = block.p.boxes, weight_box = block.p.tile * BOX_ROW_BYTES;
+        begin_products();
+        for (u32 box = 0; box < boxes; box++, weight += weight_box, x += X_BOX_BYTES) {
+#pragma unroll
+            for (u32 step = 0; step < STEPS_OF_BOX; step++) {
+                const u32 within = step * STEP * sizeof(Element);
+#pragma unroll
+                for (int i = 0; i < BLOCKS; i++) {
+                    multiply_boxes(sums[i], matrix_at(weight + i * BLOCK_BYTES + within, 16),
+                                   matrix_at(x + within, 16), true);
+                }
+            }
+        }
+        commit_products();
+    }
+
+    // What this warp has, for `Results`.
+    __device__ void keep(float* all) const {
+        const u32 g = lane / 4, t = lane % 4, of_group = warp % GROUP_WARPS * 16;
+#pragma unroll
+        for (int i = 0; i < BLOCKS; i++) {
+            float* own = all + (team * block.p.team + first + i) * Block::ROWS * STRIDE + of_group;
+#pragma unroll
+            for (int column = 0; column < COLUMNS; column++) {
+#pragma unroll
+                for (int n = 0; n < 4; n++) {
+                    const u32 row = column * 8 + t * 2 + n % 2;
+                    own[row * STRIDE + n / 2 * 8 + g] = sums[i][column][n];
+                }
+            }
+        }
+    }
+};
+
+// By rows of x, and 64s of outputs that a group has.
+#define GEMM_GROUPS(COLUMNS, ROWS, BLOCKS)                            \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1)          \
+        gemm_groups_##ROWS##_##BLOCKS(const __grid_constant__ GemmStreamParams p) { \
+        gemm<GroupProducts<COLUMNS, BLOCKS>, false>(p);               \
+    }
+
+GEMM_GROUPS(4, 32, 1)
+GEMM_GROUPS(4, 32, 2)
+GEMM_GROUPS(8, 64, 1)
+GEMM_GROUPS(8, 64, 2)
+
+#define GEMM_ADAPTED_GROUPS(COLUMNS, ROWS, BLOCKS, COUNT)             \
+    extern "C" __global__ void REGISTERS(COUNT, ADAPTED_THREADS)      \
+        gemm_adapted_groups_##ROWS##_##BLOCKS(const __grid_constant__ GemmStreamParams p) { \
+        gemm<GroupProducts<COLUMNS, BLOCKS>, true>(p);                \
+    }
+
+GEMM_ADAPTED_GROUPS(4, 32, 1, 64)
+GEMM_ADAPTED_GROUPS(4, 32, 2, 72)
+GEMM_ADAPTED_GROUPS(8, 64, 1, 88)
+GEMM_ADAPTED_GROUPS(8, 64, 2, 112)
