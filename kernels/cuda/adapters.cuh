@@ -9,6 +9,7 @@
 
 constexpr u32 EXPANDERS = 4;  // warps that multiply
 constexpr u32 SLOTS = 12;  // of the ring
+constexpr u32 TOGETHER = 2;  // 16s of columns that a warp multiplies at once
 
 // Some columns of one B, all of them in the tile.
 struct Piece {
@@ -23,9 +24,12 @@ struct Piece {
     u32 most;          // columns that fit into a slot
 };
 
-// What is copied at once: some columns of one piece, of one diagonal block.
+// What is copied at once, some columns of one piece and of one diagonal block, as those see it who
+// multiply it: what they would look up and divide for is done before h is there.
 struct Slice {
-    u32 piece, column, columns;
+    u32 ranks, columns, rows;  // no columns behind the last slice
+    u32 h, sums;  // where the first row's shrunk activations, and its results, start
+    u32 even;     // whether all loads are of 16 bytes
 };
 
 struct Adapters {
@@ -33,6 +37,7 @@ struct Adapters {
     Piece* pieces;
     float* sums;  // [rows, stride]
     Element* h;             // [rows, h_stride]
+    Slice* slices;          // [SLOTS]
     u32 ring, barriers;     // shared addresses
     u32 count;   // of pieces
     u32 stride;
@@ -44,6 +49,7 @@ struct Adapters {
         h = reinterpret_cast<Element*>(shared + p.shrunk);
         ring = shared_address(shared + p.ring);
         barriers = shared_address(shared) + 512;
+        slices = reinterpret_cast<Slice*>(shared + 512 + 2 * SLOTS * 8);
         count = 0, stride = gemm.tile + 4;
     }
 
@@ -83,32 +89,36 @@ struct Adapters {
         for (u32 i = thread; i < gemm.rows * stride; i += threads) sums[i] = 0.0f;
     }
 
-    // The slice that follows; false if there is none.
-    __device__ bool next(Slice& slice) const {
-        slice.column += slice.columns;
-        while (slice.piece < count && slice.column >= pieces[slice.piece].columns) {
-            slice.piece++, slice.column = 0;
-        }
-        if (slice.piece >= count) return false;
-        const Piece& piece = pieces[slice.piece];
-        const u32 at = piece.within + slice.column;
-        const u32 left = piece.of_block - (at < piece.of_block ? at : at % piece.of_block);
-        slice.columns = min(min(piece.most, left), piece.columns - slice.column);
-        return true;
-    }
-
     // One thread's work.
     __device__ void copy_b() const {
-        Slice slice{};
-        for (u32 i = 0; next(slice); i++) {
-            const u32 slot = i % SLOTS, round = i / SLOTS;
-            const Piece& piece = pieces[slice.piece];
-            const u32 bytes = slice.columns * piece.ranks * sizeof(Element);
-            if (round > 0) wait_phase(used(slot), (round - 1) % 2);
-            announce(landed(slot), bytes);
-            copy_bytes(ring + slot * p.slot_bytes,
-                       piece.b + static_cast<u64>(slice.column) * piece.ranks, bytes, landed(slot));
+        u32 i = 0;
+        for (u32 n = 0; n < count; n++) {
+            const Piece& piece = pieces[n];
+            const u32 bytes = piece.ranks * sizeof(Element);  // of a column
+            for (u32 column = 0; column < piece.columns; i++) {
+                const Slice slice = slice_of(piece, column);
+                copy(i, slice, piece.b + static_cast<u64>(column) * piece.ranks, slice.columns * bytes);
+                column += slice.columns;
+            }
         }
+        for (u32 end = i + EXPANDERS; i < end; i++) copy(i, Slice{}, nullptr, 0);
+    }
+
+    __device__ Slice slice_of(const Piece& piece, u32 column) const {
+        const u32 at = piece.within + column, block = at / piece.of_block;
+        const u32 left = (block + 1) * piece.of_block - at;
+        const u32 columns = min(min(piece.most, left), piece.columns - column);
+        const u32 h = piece.row * p.h_stride + piece.h + block * piece.ranks;
+        const u32 sums = piece.row * stride + piece.place + column;
+        return {piece.ranks, columns, piece.rows, h, sums, (piece.ranks | piece.h) % 8 == 0};
+    }
+
+    __device__ void copy(u32 i, const Slice& slice, const Element* b, u32 bytes) const {
+        const u32 slot = i % SLOTS, round = i / SLOTS;
+        if (round > 0) wait_phase(used(slot), (round - 1) % 2);
+        slices[slot] = slice;
+        announce(landed(slot), bytes);
+        if (bytes > 0) copy_bytes(ring + slot * p.slot_bytes, b, bytes, landed(slot));
     }
 
     // By `threads` threads, once shrink is done: its parts added up in order, and rounded.
@@ -129,61 +139,68 @@ struct Adapters {
 
     // One warp's work: every so many slices.
     __device__ void expand(u32 warp) const {
-        Slice slice{};
-        for (u32 i = 0; next(slice); i++) {
-            if (i % EXPANDERS != warp) continue;
+        for (u32 i = warp;; i += EXPANDERS) {
             const u32 slot = i % SLOTS;
             wait_phase(landed(slot), i / SLOTS % 2);
-            multiply(pieces[slice.piece], slice, ring + slot * p.slot_bytes);
+            const Slice slice = slices[slot];
+            if (slice.columns == 0) return;
+            multiply(slice, ring + slot * p.slot_bytes);
             __syncwarp();
             if (threadIdx.x % 32 == 0) arrive(used(slot));
         }
     }
 
-    __device__ void multiply(const Piece& piece, const Slice& slice, u32 b) const {
-        const u32 block = (piece.within + slice.column) / piece.of_block;
-        const Element* x = h + piece.row * p.h_stride + piece.h + block * piece.ranks;
-        float* to = sums + piece.row * stride + piece.place + slice.column;
-        if ((piece.ranks | piece.h) % 8 != 0) {
-            return multiply_any(piece, slice.columns, b, x, to);
-        }
-        for (u32 first = 0; first < slice.columns; first += 16) {
-            const bool both = first + 8 < slice.columns;
-            multiply_16(piece, both, b + first * piece.ranks * sizeof(Element), x, to + first);
+    __device__ void multiply(const Slice& slice, u32 b) const {
+        const Element* x = h + slice.h;
+        float* to = sums + slice.sums;
+        if (!slice.even) return multiply_any(slice, b, x, to);
+        for (u32 first = 0; first < slice.columns; first += TOGETHER * 16) {
+            const u32 columns = min(slice.columns - first, TOGETHER * 16);
+            multiply_even(slice, columns, b + first * slice.ranks * sizeof(Element), x, to + first);
         }
     }
 
-    // 16 columns, or 8.
-    __device__ void multiply_16(const Piece& piece, bool both, u32 b, const Element* x,
-                                float* to) const {
-        const u32 g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, ranks = piece.ranks;
-        float results[4] = {};
+    // Up to 16 times TOGETHER columns, a multiple of 8: none waits for another's loads.
+    __device__ void multiply_even(const Slice& slice, u32 columns, u32 b, const Element* x,
+                                  float* to) const {
+        const u32 g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, ranks = slice.ranks;
+        const u32 eight = 8 * ranks * sizeof(Element);  // columns of B, in bytes
+        float results[TOGETHER][4] = {};
         for (u32 rank = t * 8; rank < ranks + t * 8; rank += 32) {
             const bool some = rank < ranks;
             const u32 at = b + (g * ranks + rank) * sizeof(Element);
-            const uint4 v = load_16(at, some);
-            const uint4 w = load_16(at + 8 * ranks * sizeof(Element), some && both);
-            uint4 y = {};
-            if (some && g < piece.rows) y = fetch<8>(x + g * p.h_stride + rank).raw.words;
-            const u32 one[4] = {v.x, w.x, v.y, w.y}, two[4] = {v.z, w.z, v.w, w.w};
-            multiply_add(results, one, y.x, y.y);
-            multiply_add(results, two, y.z, y.w);
+            uint4 y = {}, v[TOGETHER], w[TOGETHER];
+            if (some && g < slice.rows) y = fetch<8>(x + g * p.h_stride + rank).raw.words;
+#pragma unroll
+            for (u32 n = 0; n < TOGETHER; n++) {
+                v[n] = load_16(at + 2 * n * eight, some && n * 16 < columns);
+                w[n] = load_16(at + (2 * n + 1) * eight, some && n * 16 + 8 < columns);
+            }
+#pragma unroll
+            for (u32 n = 0; n < TOGETHER; n++) {
+                const u32 one[4] = {v[n].x, w[n].x, v[n].y, w[n].y};
+                const u32 two[4] = {v[n].z, w[n].z, v[n].w, w[n].w};
+                multiply_add(results[n], one, y.x, y.y);
+                multiply_add(results[n], two, y.z, y.w);
+            }
         }
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const u32 row = t * 2 + i % 2;
-            if (row < piece.rows && (i < 2 || both)) to[row * stride + g + i / 2 * 8] = results[i];
+        for (u32 n = 0; n < TOGETHER; n++) {
+#pragma unroll
+            for (u32 i = 0; i < 4; i++) {
+                const u32 row = t * 2 + i % 2, column = n * 16 + i / 2 * 8;
+                if (row < slice.rows && column < columns) to[row * stride + column + g] = results[n][i];
+            }
         }
     }
 
     // A column a lane.
-    __device__ void multiply_any(const Piece& piece, u32 columns, u32 b, const Element* x,
-                                 float* to) const {
-        for (u32 column = threadIdx.x % 32; column < columns; column += 32) {
-            for (u32 row = 0; row < piece.rows; row++) {
+    __device__ void multiply_any(const Slice& slice, u32 b, const Element* x, float* to) const {
+        for (u32 column = threadIdx.x % 32; column < slice.columns; column += 32) {
+            for (u32 row = 0; row < slice.rows; row++) {
                 float sum = 0.0f;
-                for (u32 rank = 0; rank < piece.ranks; rank++) {
-                    sum += load_one(b + (column * piece.ranks + rank) * sizeof(Element)) *
+                for (u32 rank = 0; rank < slice.ranks; rank++) {
+                    sum += load_one(b + (column * slice.ranks + rank) * sizeof(Element)) *
                            to_f32(x[row * p.h_stride + rank]);
                 }
                 to[row * stride + column] = sum;
