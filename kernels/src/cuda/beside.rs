@@ -13,9 +13,12 @@ use super::step::Step;
 const SHRUNK_BYTES_MAX: usize = 32 << 10;
 
 /// Segments of more than [`ROWS_ANY`] rows, at most, and bytes of B that a tile needs where there
-/// are more of them: else expand had better be a kernel of its own (docs/performance.md).
-const SEGMENTS_MAX: usize = 16;
+/// are more of them: else expand had better be a kernel of its own (docs/performance.md). One that
+/// is gated reads and writes more itself, and is worth more bytes, of rows up to so many.
+pub const SEGMENTS_MAX: usize = 16;
 const TILE_BYTES_MAX: usize = 32 << 10;
+const GATED_TILE_BYTES_MAX: usize = 256 << 10;
+const GATED_ROWS_MAX: usize = 32;
 
 /// Slots of the ring of B, and bytes of one: of many rows, whose sums take room too, half as many.
 const SLOTS: usize = 12;
@@ -63,21 +66,23 @@ pub struct Adapters<'a> {
 }
 
 impl Adapters<'_> {
-    /// Whether the kernel takes them, where a block has `tile` outputs.
-    pub fn fit(&self, tile: usize) -> bool {
+    /// Whether the kernel takes them, where a block has `tile` outputs, of so many parts.
+    pub fn fit(&self, tile: usize, parts: usize) -> bool {
         let decode = &self.site.decode;
         self.step.alike.is_some_and(|alike| alike.adapted)
             && decode.tiles() > 0
-            && self.few(tile)
+            && self.few(tile, parts)
             && decode.copied
             && self.shrunk_bytes() <= SHRUNK_BYTES_MAX
     }
 
-    fn few(&self, tile: usize) -> bool {
+    fn few(&self, tile: usize, parts: usize) -> bool {
         let (decode, rows) = (&self.site.decode, self.step.rows);
         let segments = decode.segments(rows);
         let bytes = segments * tile * decode.staged() * SIXTEEN_BITS;
-        rows <= ROWS_ANY || segments <= SEGMENTS_MAX || bytes <= TILE_BYTES_MAX
+        let gated = parts == 2 && rows <= GATED_ROWS_MAX;
+        let bytes_max = if gated { GATED_TILE_BYTES_MAX } else { TILE_BYTES_MAX };
+        rows <= ROWS_ANY || segments <= SEGMENTS_MAX || bytes <= bytes_max
     }
 
     fn shrunk_bytes(&self) -> usize {

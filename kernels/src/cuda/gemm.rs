@@ -17,7 +17,7 @@ use crate::error::Result;
 
 use super::beside::Adapters;
 use super::device::Device;
-use super::gemm_stream::{ROWS_ANY, Size};
+use super::gemm_stream::Size;
 use super::lora::Site;
 use super::lora_decode;
 use super::memory::{Buf, Memory};
@@ -215,7 +215,7 @@ impl Gemm {
         operands: &mut Operands<'_>,
         (site, step, h): (&Site, &Step, &mut Buf),
     ) -> Result<bool> {
-        let beside = rows <= ROWS_ANY;
+        let beside = site.decode.beside(rows);
         let told = beside.then_some(self.words.address() + (self.turn * WORD_BYTES) as u64);
         let adapters = Adapters { site, step, h: &*h, told: told.unwrap_or(0) };
         let size = operands.size(rows, parts);

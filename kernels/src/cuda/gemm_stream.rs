@@ -15,6 +15,11 @@ use super::gemm::Addresses;
 use super::program::Programs;
 use super::status::During;
 
+mod cut;
+
+pub use cut::SHARED_BYTES;
+use cut::{BARRIERS_BYTES, By, Cut, Tiles, WIDE};
+
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct GemmStreamParams {
@@ -59,65 +64,22 @@ const ADAPTED_BY_GROUPS: [(usize, [&str; 2]); 2] = [
     (64, ["gemm_adapted_groups_64_1", "gemm_adapted_groups_64_2"]),
 ];
 
+/// Inputs of a box.
+const BOX: usize = 64;
+
 /// Rows up to which any weight is taken. More of them are so much of x that blocks with small tiles
-/// would bring more of it than of the weight. And rows up to which shrink is at work beside a
-/// product that adds what adapters do: of more rows it needs more than one block a multiprocessor.
+/// would bring more of it than of the weight. And rows up to which shrink is always at work beside
+/// a product that adds what adapters do: of more rows and many segments it needs more than one
+/// block a multiprocessor.
 pub const ROWS_ANY: usize = 16;
 
-/// Warps that multiply, and threads of a block with the two warps that copy; with adapters there
-/// are five warps more.
-const WARPS: usize = 8;
+/// Rows of few segments up to which it is, where products are those of groups: others leave it no
+/// registers, and with more rows it is no faster.
+const BESIDE_GROUPS_MAX: usize = 32;
+
+/// Threads of a block: warps that multiply, and two that copy; with adapters there are five more.
 const THREADS: u32 = 320;
 const ADAPTED_THREADS: u32 = THREADS + 160;
-
-/// Rows of the weight in a unit of work, units of a warp, and units of a block's tile at most: a
-/// box has no more rows.
-const UNIT: usize = 16;
-const UNITS_OF_WARP: usize = 4;
-const UNITS_MAX: usize = 16;
-
-/// Groups of warps that multiply together, and 64s of outputs of one at most.
-const GROUPS: usize = 2;
-const WIDE: usize = 2;
-
-/// Teams of warps that hide what each waits for.
-const TEAMS_MIN: usize = 3;
-
-/// Inputs of a box and bytes of its rows.
-const BOX: usize = 64;
-const BOX_ROW_BYTES: usize = 128;
-
-/// Boxes of a stage at most, and weights of a stage that are worth no more boxes.
-const BOXES_MAX: usize = 8;
-const STAGE_BYTES: usize = 16 << 10;
-const STAGES_MAX: usize = 16;
-
-/// What a stage of both operands is worth where groups multiply.
-const STAGE_OF_BOTH_BYTES: usize = 28 << 10;
-
-/// Weights of a block that are under way at once, of as many blocks as multiprocessors. Fewer
-/// leave bandwidth unused; more make the loads of the kernels before it wait for up to 6 us
-/// (docs/performance.md).
-const FLIGHT_BYTES: usize = 96 << 10;
-
-/// The same while the kernels before it are at work.
-const FLIGHT_BESIDE_BYTES: usize = 64 << 10;
-
-/// Room for barriers, and before them for the start to be aligned.
-const BARRIERS_BYTES: usize = 1024;
-
-/// Sums of a row of a warp's outputs, with what parts the banks.
-const SUMS_STRIDE: usize = UNITS_OF_WARP * UNIT + 4;
-
-/// Shared memory of a block: what is left of a multiprocessor's serves the kernels beside it.
-pub const SHARED_BYTES: usize = 200 << 10;
-
-/// How products are multiplied: by instructions of a warp, or of a group of four.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum By {
-    Warps,
-    Groups,
-}
 
 /// Kernels, and how many rows each takes at most: for tiles of up to 128 outputs, and larger ones.
 type ByRows = Vec<(usize, [Kernel<GemmStreamParams>; 2])>;
@@ -175,6 +137,11 @@ impl GemmStream {
         }
     }
 
+    /// Rows of few segments up to which products start beside shrink.
+    pub fn beside_rows(&self) -> usize {
+        if self.groups.is_some() { BESIDE_GROUPS_MAX } else { ROWS_ANY }
+    }
+
     /// Whether a product is one for these kernels.
     pub fn takes(&self, device: &Device, size: &Size, adapters: Option<&Adapters<'_>>) -> bool {
         let Size { rows, inputs, outputs, .. } = *size;
@@ -183,13 +150,18 @@ impl GemmStream {
             return false;
         }
         let (by, kernels) = self.kernels(rows);
-        let most = kernels.of(adapters.is_some()).last().map_or(0, |(most, _)| *most);
+        let mut kernels = kernels.of(adapters.is_some()).iter();
+        let Some((most, _)) = kernels.find(|(most, _)| rows <= *most) else {
+            return false;
+        };
         let any = rows <= ROWS_ANY;
-        let even = any || rows <= most && rows <= by.rows_max(tiles.tile);
-        match adapters {
-            Some(adapters) => even && tiles.one_each() && adapters.fit(tiles.tile),
-            None => any || even && tiles.one_each(),
-        }
+        let even = any || rows <= by.rows_max(tiles.tile);
+        let Some(adapters) = adapters else {
+            return any || even && tiles.one_each();
+        };
+        even && tiles.one_each()
+            && adapters.fit(tiles.tile, size.parts)
+            && by.has_room(tiles.tile, *most, adapters.shared_bytes(tiles.tile))
     }
 
     /// A product that [`Self::takes`] took. `outputs` are those of one part: of two, the result is
@@ -238,42 +210,6 @@ impl GemmStream {
     }
 }
 
-impl By {
-    /// Rows up to which blocks with so many outputs do not bring much more of x than of the weight.
-    fn rows_max(self, tile: usize) -> usize {
-        match self {
-            By::Warps => tile,
-            By::Groups => 2 * tile,
-        }
-    }
-
-    /// Teams of a block, at most, where one has so many 64s of outputs.
-    fn teams_max(self, team: usize) -> usize {
-        match self {
-            By::Warps => WARPS / team,
-            By::Groups => (GROUPS / team).max(1),
-        }
-    }
-
-    /// Boxes of each operand that make a stage.
-    fn boxes(self, tile: usize, rows: usize) -> usize {
-        let of_weight = STAGE_BYTES / (tile * BOX_ROW_BYTES);
-        let of_both = STAGE_OF_BOTH_BYTES / ((tile + rows) * BOX_ROW_BYTES);
-        match self {
-            By::Warps => of_weight.clamp(1, BOXES_MAX),
-            By::Groups => of_weight.min(of_both).clamp(1, BOXES_MAX),
-        }
-    }
-
-    /// What is read behind a tile of so many outputs, in bytes.
-    fn past_bytes(self, tile: usize, team: usize) -> usize {
-        match self {
-            By::Warps => 0,
-            By::Groups => (team * UNITS_OF_WARP * UNIT - tile) * BOX_ROW_BYTES,
-        }
-    }
-}
-
 /// The size of a product whose weight is `[parts, outputs, inputs]`.
 #[derive(Clone, Copy, Debug)]
 pub struct Size {
@@ -287,93 +223,6 @@ impl Size {
     fn weight_rows(&self) -> usize {
         self.parts * self.outputs
     }
-}
-
-/// How the rows of a weight are shared among a device's blocks: all read as much, up to 16 rows.
-#[derive(Clone, Copy, Debug)]
-struct Tiles {
-    blocks: usize,
-    /// Rows that a block takes at once.
-    tile: usize,
-    count: usize,
-}
-
-impl Tiles {
-    fn new(processors: usize, weight_rows: usize) -> Self {
-        let units = weight_rows.div_ceil(UNIT).div_ceil(processors);
-        let tile = units.div_ceil(units.div_ceil(UNITS_MAX).max(1)).max(1) * UNIT;
-        let count = weight_rows.div_ceil(tile);
-        Self { blocks: count.min(processors), tile, count }
-    }
-
-    fn one_each(&self) -> bool {
-        self.count <= self.blocks
-    }
-}
-
-/// How one product is shared among a device's blocks, and how a block uses its shared memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Cut {
-    blocks: usize,
-    /// Rows of the weight that a block takes at once.
-    tile: usize,
-    /// Boxes of each operand in a stage of the ring.
-    boxes: usize,
-    stages: usize,
-    /// 64s of a tile's outputs, a power of two, which warps or groups share; and such teams that
-    /// share the stages.
-    team: usize,
-    teams: usize,
-    /// Stages under way at once, alone and beside other kernels.
-    flight: usize,
-    flight_beside: usize,
-    /// Where the warps' sums go, in bytes from the start.
-    sums: usize,
-    /// Where what is computed beside the product goes.
-    beside: usize,
-}
-
-impl Cut {
-    /// `beside` are bytes of shared memory that are needed beside a tile.
-    fn new(
-        processors: usize,
-        by: By,
-        rows: usize,
-        weight_rows: usize,
-        beside: impl Fn(usize) -> usize,
-    ) -> Self {
-        let tiles = Tiles::new(processors, weight_rows);
-        let Tiles { blocks, tile, .. } = tiles;
-        let team = tile.div_ceil(UNITS_OF_WARP * UNIT).next_power_of_two();
-        let boxes = by.boxes(tile, rows);
-        let weight = boxes * tile * BOX_ROW_BYTES;
-        let stage = weight + boxes * rows * BOX_ROW_BYTES;
-        let sums = WARPS * rows * SUMS_STRIDE * size_of::<f32>();
-        let beside = beside(tile).max(by.past_bytes(tile, team)).next_multiple_of(BARRIERS_BYTES);
-        let room = SHARED_BYTES - 2 * BARRIERS_BYTES - beside;
-        // Behind its only tile, a block has no use for the ring.
-        let alone = tiles.one_each();
-        let ring = if alone { room } else { room - sums };
-        let stages = (ring / stage).min(STAGES_MAX);
-        let (teams, stages) = teams(by.teams_max(team), stages);
-        let sums = BARRIERS_BYTES + if alone { 0 } else { stages * stage };
-        // Fewer blocks have more to bring; no more than the ring holds, or its barriers would be
-        // waited for a round late.
-        let flight = |bytes: usize| (bytes * processors / (blocks * weight)).clamp(1, stages);
-        let (flight, flight_beside) = (flight(FLIGHT_BYTES), flight(FLIGHT_BESIDE_BYTES));
-        let beside = BARRIERS_BYTES + room;
-        Self { blocks, tile, boxes, stages, team, teams, flight, flight_beside, sums, beside }
-    }
-}
-
-/// Teams, of so many at most, each with as many stages as the others: all but one or two of a ring.
-///
-/// A team that saw only some rounds of a stage could take one round for another, as barriers tell
-/// odd rounds from even ones and no more.
-fn teams(most: usize, stages: usize) -> (usize, usize) {
-    let fewest = TEAMS_MIN.min(most).min(stages / 2).max(1);
-    let of = |teams| (teams, stages / teams * teams);
-    (fewest..=most.min(stages)).map(of).max_by_key(|(_, stages)| *stages).unwrap_or((1, stages))
 }
 
 /// A matrix in parts of which boxes are copied: of so many rows of every part, and so many side by
@@ -411,53 +260,4 @@ fn map(
     };
     made.result().during("describing a matrix to be copied in boxes")?;
     Ok(map)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn cut(rows: usize, weight_rows: usize, beside: usize) -> Cut {
-        Cut::new(132, By::Warps, rows, weight_rows, |_| beside)
-    }
-
-    #[test]
-    fn every_block_reads_as_much_as_the_others() {
-        let shares = |cut: Cut| (cut.blocks, cut.tile);
-        assert_eq!(shares(cut(8, 4096, 0)), (128, 32));
-        assert_eq!(shares(cut(16, 28672, 0)), (128, 224));
-        assert_eq!(shares(cut(8, 128_256, 0)), (132, 256));
-        assert_eq!(shares(cut(8, 5, 0)), (1, 16));
-    }
-
-    #[test]
-    fn teams_have_all_of_a_tile_and_stages_of_their_own() {
-        let most = |rows, beside, weight_rows| {
-            let Cut { tile, team, teams, stages, .. } = cut(rows, weight_rows, beside);
-            assert!(team * UNITS_OF_WARP * UNIT >= tile && team * teams <= WARPS);
-            assert!(teams > 0 && stages % teams == 0, "{teams} teams, {stages} stages");
-            (teams, stages)
-        };
-        assert_eq!(most(8, 0, 4096), (3, 9));
-        assert_eq!(most(8, 0, 7168), (5, 10));
-        assert_eq!(most(16, 0, 28672), (2, 6));
-        assert_eq!(most(16, 90 << 10, 28672), (1, 3));
-        assert_eq!(most(8, 150 << 10, 4096), (2, 2));
-        assert_eq!(most(16, 0, 5), (6, 6));
-    }
-
-    #[test]
-    fn shared_memory_holds_ring_sums_and_what_is_beside() {
-        let stage = |cut: &Cut, rows| cut.boxes * (cut.tile + rows) * BOX_ROW_BYTES;
-        let only = cut(8, 4096, 0);
-        assert_eq!((only.boxes, only.stages, only.flight, only.flight_beside), (4, 9, 6, 4));
-        assert_eq!(only.sums, BARRIERS_BYTES);
-        // More than one tile each: sums have a place of their own.
-        let head = cut(8, 128_256, 0);
-        assert_eq!(head.sums, BARRIERS_BYTES + head.stages * stage(&head, 8));
-        let beside = cut(16, 28672, 90 << 10);
-        assert!(beside.stages >= 2);
-        assert!(BARRIERS_BYTES + beside.stages * stage(&beside, 16) <= beside.beside);
-        assert!(beside.beside + (90 << 10) <= SHARED_BYTES - BARRIERS_BYTES);
-    }
 }

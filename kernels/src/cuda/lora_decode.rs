@@ -12,8 +12,9 @@ use cudarc::driver::CudaStream;
 use crate::error::Result;
 use crate::lora::SiteShape;
 
+use super::beside::SEGMENTS_MAX;
 use super::device::{Device, Grid, Kernel, to_u32};
-use super::gemm_stream::ROWS_ANY;
+use super::gemm_stream::{GemmStream, ROWS_ANY};
 use super::lora::{PairEntry, Site, TARGETS_MAX};
 use super::lora_rows::COLUMNS;
 use super::memory::{Buf, Memory};
@@ -147,6 +148,8 @@ pub struct DecodeTable {
     /// Inputs of the site, and multiprocessors.
     inputs: usize,
     processors: usize,
+    /// Rows of few segments up to which products leave room for shrink.
+    beside_rows: usize,
     /// Whether all pairs ever loaded are cut as `lora_rows.cu` needs it.
     pub even: bool,
     /// Whether they are cut as `adapters.cuh` needs it.
@@ -163,6 +166,7 @@ impl DecodeTable {
             staged: 0,
             inputs: shape.input,
             processors: device.processors,
+            beside_rows: device.kernels.gemm_stream.as_ref().map_or(0, GemmStream::beside_rows),
             copied: true,
             even: shape.input.is_multiple_of(8) && shape.output().is_multiple_of(COLUMNS),
         })
@@ -193,12 +197,17 @@ impl DecodeTable {
         splits(self.inputs, self.segments(rows) * self.tiles, self.blocks(rows))
     }
 
+    /// Whether a product of so many rows starts beside shrink, not behind it.
+    pub fn beside(&self, rows: usize) -> bool {
+        rows <= ROWS_ANY || rows <= self.beside_rows && self.segments(rows) <= SEGMENTS_MAX
+    }
+
     /// Blocks of shrink in a step of so many rows: one a multiprocessor where a product may be
     /// beside it, unless those would have too much to do.
     fn blocks(&self, rows: usize) -> usize {
-        let beside = rows <= ROWS_ANY;
-        let much = rows * self.tiles * splits_most(self.inputs) >= ALONE_MIN * self.processors;
-        self.processors * if beside && !much { 1 } else { SHRINK_BLOCKS }
+        let pieces = self.segments(rows) * self.tiles * splits_most(self.inputs);
+        let much = pieces >= ALONE_MIN * self.processors;
+        self.processors * if self.beside(rows) && !much { 1 } else { SHRINK_BLOCKS }
     }
 
     /// Takes note of what lies in a slot. True if launches recorded before no longer serve.
