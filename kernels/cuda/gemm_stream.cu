@@ -164,6 +164,12 @@ GEMM_STREAM(gemm_stream_32, 4)
         gemm<WarpProducts<COLUMNS>, true>(p);                                    \
     }
 
+// After Hopper they need some more.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+GEMM_ADAPTED(gemm_adapted_8, 1, 88)
+GEMM_ADAPTED(gemm_adapted_16, 2, 96)
+#else
 GEMM_ADAPTED(gemm_adapted_8, 1, 72)
 GEMM_ADAPTED(gemm_adapted_16, 2, 88)
+#endif
 GEMM_ADAPTED(gemm_adapted_32, 4, 128)
