@@ -104,10 +104,10 @@ struct GroupProducts {
 };
 
 // By rows of x, and 64s of outputs that a group has.
-#define GEMM_GROUPS(COLUMNS, ROWS, BLOCKS)                            \
-    extern "C" __global__ void __launch_bounds__(THREADS, 1)          \
+#define GEMM_GROUPS(COLUMNS, ROWS, BLOCKS)                                          \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1)                        \
         gemm_groups_##ROWS##_##BLOCKS(const __grid_constant__ GemmStreamParams p) { \
-        gemm<GroupProducts<COLUMNS, BLOCKS>, false>(p);               \
+        gemm<GroupProducts<COLUMNS, BLOCKS>, false>(p);                             \
     }
 
 GEMM_GROUPS(4, 32, 1)
@@ -115,10 +115,10 @@ GEMM_GROUPS(4, 32, 2)
 GEMM_GROUPS(8, 64, 1)
 GEMM_GROUPS(8, 64, 2)
 
-#define GEMM_ADAPTED_GROUPS(COLUMNS, ROWS, BLOCKS, COUNT)             \
-    extern "C" __global__ void REGISTERS(COUNT, ADAPTED_THREADS)      \
+#define GEMM_ADAPTED_GROUPS(COLUMNS, ROWS, BLOCKS, COUNT)                                   \
+    extern "C" __global__ void REGISTERS(COUNT, ADAPTED_THREADS)                            \
         gemm_adapted_groups_##ROWS##_##BLOCKS(const __grid_constant__ GemmStreamParams p) { \
-        gemm<GroupProducts<COLUMNS, BLOCKS>, true>(p);                \
+        gemm<GroupProducts<COLUMNS, BLOCKS>, true>(p);                                      \
     }
 
 GEMM_ADAPTED_GROUPS(4, 32, 1, 72)

@@ -146,10 +146,10 @@ struct WarpProducts {
 };
 
 // By rows of x.
-#define GEMM_STREAM(NAME, COLUMNS)                                 \
-    extern "C" __global__ void __launch_bounds__(THREADS, 1)       \
-        NAME(const __grid_constant__ GemmStreamParams p) {         \
-        gemm<WarpProducts<COLUMNS>, false>(p);                                   \
+#define GEMM_STREAM(NAME, COLUMNS)                           \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1) \
+        NAME(const __grid_constant__ GemmStreamParams p) {   \
+        gemm<WarpProducts<COLUMNS>, false>(p);               \
     }
 
 GEMM_STREAM(gemm_stream_8, 1)
@@ -158,10 +158,10 @@ GEMM_STREAM(gemm_stream_32, 4)
 
 // With adapters a block has one tile, and no more registers than leave room for the kernels that are
 // to be ready beside it: attention, and where there are more rows, the next shrink.
-#define GEMM_ADAPTED(NAME, COLUMNS, COUNT)                         \
-    extern "C" __global__ void REGISTERS(COUNT, ADAPTED_THREADS)   \
-        NAME(const __grid_constant__ GemmStreamParams p) {         \
-        gemm<WarpProducts<COLUMNS>, true>(p);                                    \
+#define GEMM_ADAPTED(NAME, COLUMNS, COUNT)                       \
+    extern "C" __global__ void REGISTERS(COUNT, ADAPTED_THREADS) \
+        NAME(const __grid_constant__ GemmStreamParams p) {       \
+        gemm<WarpProducts<COLUMNS>, true>(p);                    \
     }
 
 // After Hopper they need some more.
