@@ -91,20 +91,15 @@ __device__ void attend(const AttentionParams& p) {
     const u32 rows = min(end - first, S::ROWS), head = blockIdx.x;
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 
-    // Which positions do these rows see?
     const u32 position = p.index.positions[first], seen = position + rows;
-    u32 begin = p.window > 0 && position + 1 > p.window ? position + 1 - p.window : 0;
-    begin = begin / S::KEYS * S::KEYS;
+    const u32 begin = first_seen<S>(p, position);
 
     // The queries and the first tile are on their way together.
     const u32 start = shared_address(shared);
     const u32 tiles = start + S::ROWS * S::STRIDE_BYTES;  // keys, values, keys, values
     copy_queries<S>(p, first, rows, start);
     Copier<S> copier = {p, span, head / (p.query_heads / p.key_heads), seen};
-    copier.first = begin + warp * Copier<S>::MINE;
-    copier.look_up();
-    copier.copy(tiles);
-    commit_copies();
+    copier.start(begin, tiles);
 
     Gathered<DIM> got[S::TILES] = {};
 #pragma unroll

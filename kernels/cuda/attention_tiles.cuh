@@ -39,6 +39,14 @@ struct Copier {
         within = position % p.block_tokens;
     }
 
+    // Starts copying the first tile, from a position on.
+    __device__ void start(u32 begin, u32 tile) {
+        first = begin + threadIdx.x / 32 * MINE;
+        look_up();
+        copy(tile);
+        commit_copies();
+    }
+
     // Starts copying the next tile of keys, and behind it that of values.
     __device__ void copy(u32 tile) {
         const u32 row = threadIdx.x / 32 * MINE;
@@ -69,6 +77,13 @@ __device__ inline void copy_queries(const AttentionParams& p, u32 first, u32 row
         const Element* from = p.qkv + (first + min(row, rows - 1)) * fused + blockIdx.x * S::DIM + c * 8;
         copy_16(to + S::at(row, c, S::ROWS), from, row < rows);
     }
+}
+
+// Where the first tile starts that rows from a position on see some of.
+template <class S>
+__device__ inline u32 first_seen(const AttentionParams& p, u32 position) {
+    const u32 begin = p.window > 0 && position + 1 > p.window ? position + 1 - p.window : 0;
+    return begin / S::KEYS * S::KEYS;
 }
 
 // Hides what a row does not see: later positions, and those before its window.

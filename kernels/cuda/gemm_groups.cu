@@ -28,16 +28,7 @@ struct GroupProducts {
         return p.team / BLOCKS * GROUP_WARPS;
     }
 
-    __device__ void clear() {
-#pragma unroll
-        for (int i = 0; i < BLOCKS; i++) {
-#pragma unroll
-            for (int column = 0; column < COLUMNS; column++) {
-#pragma unroll
-                for (int n = 0; n < 4; n++) sums[i][column][n] = 0.0f;
-            }
-        }
-    }
+    __device__ void clear() { clear_sums(sums); }
 
     __device__ void release(u32 used) const {
         if (lane == 0) arrive(used);
@@ -85,21 +76,10 @@ struct GroupProducts {
         commit_products();
     }
 
-    // What this warp has, for `Results`.
     __device__ void keep(float* all) const {
-        const u32 g = lane / 4, t = lane % 4, of_group = warp % GROUP_WARPS * 16;
+        float* own = all + (team * block.p.team + first) * Block::ROWS * STRIDE + warp % GROUP_WARPS * 16;
 #pragma unroll
-        for (int i = 0; i < BLOCKS; i++) {
-            float* own = all + (team * block.p.team + first + i) * Block::ROWS * STRIDE + of_group;
-#pragma unroll
-            for (int column = 0; column < COLUMNS; column++) {
-#pragma unroll
-                for (int n = 0; n < 4; n++) {
-                    const u32 row = column * 8 + t * 2 + n % 2;
-                    own[row * STRIDE + n / 2 * 8 + g] = sums[i][column][n];
-                }
-            }
-        }
+        for (int i = 0; i < BLOCKS; i++) keep_sums(own + i * Block::ROWS * STRIDE, sums[i]);
     }
 };
 

@@ -54,16 +54,7 @@ struct WarpProducts {
         return (p.tile / 16 + UNITS - 1) / UNITS;
     }
 
-    __device__ void clear() {
-#pragma unroll
-        for (int unit = 0; unit < UNITS; unit++) {
-#pragma unroll
-            for (int column = 0; column < COLUMNS; column++) {
-#pragma unroll
-                for (int i = 0; i < 4; i++) sums[unit][column][i] = 0.0f;
-            }
-        }
-    }
+    __device__ void clear() { clear_sums(sums); }
 
     // The team's stages of a tile; `turn` is then at the first one of the next tile.
     template <int COUNT>
@@ -127,21 +118,10 @@ struct WarpProducts {
         }
     }
 
-    // What this warp has, for `Results`.
     __device__ void keep(float* all) const {
-        const u32 g = lane / 4, t = lane % 4;
-        float* own = all + threadIdx.x / 32 * ROWS * STRIDE;
+        float* own = all + warp * ROWS * STRIDE;
 #pragma unroll
-        for (int unit = 0; unit < UNITS; unit++) {
-#pragma unroll
-            for (int column = 0; column < COLUMNS; column++) {
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    const u32 row = column * 8 + t * 2 + i % 2;
-                    own[row * STRIDE + unit * 16 + i / 2 * 8 + g] = sums[unit][column][i];
-                }
-            }
-        }
+        for (int unit = 0; unit < UNITS; unit++) keep_sums(own + unit * 16, sums[unit]);
     }
 };
 

@@ -123,6 +123,31 @@ struct Turn {
     u32 stage, round, chunk;
 };
 
+template <int TILES, int COLUMNS>
+__device__ inline void clear_sums(float (&sums)[TILES][COLUMNS][4]) {
+#pragma unroll
+    for (int tile = 0; tile < TILES; tile++) {
+#pragma unroll
+        for (int column = 0; column < COLUMNS; column++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) sums[tile][column][i] = 0.0f;
+        }
+    }
+}
+
+// What a lane has of 16 outputs and all rows, for `Results`. `to` is where the first of them goes.
+template <int COLUMNS>
+__device__ inline void keep_sums(float* to, const float (&sums)[COLUMNS][4]) {
+    const u32 g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+#pragma unroll
+    for (int column = 0; column < COLUMNS; column++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            to[(column * 8 + t * 2 + i % 2) * STRIDE + i / 2 * 8 + g] = sums[column][i];
+        }
+    }
+}
+
 // Turns sums into results. `all` is [teams, 64s of a tile's outputs, ROWS, STRIDE].
 template <int COLUMNS, u32 TEAMS_MAX>
 struct Results {

@@ -18,6 +18,11 @@ struct FewLane {
 struct FewFactor {
     u32 products[4][4];
 
+    __device__ void set(u32 n, uint2 even, uint2 odd) {
+        products[n][0] = even.x, products[n][1] = odd.x;
+        products[n][2] = even.y, products[n][3] = odd.y;
+    }
+
     // From the row of its first column on.
     __device__ void fetch(const Element* b, u32 rank) {
         const FewLane lane;
@@ -28,8 +33,7 @@ struct FewFactor {
                 const Element* row = b + (lane.g * 8 + n * 2) * rank + lane.t * 4;
                 even = ::fetch<4>(row).raw.words, odd = ::fetch<4>(row + rank).raw.words;
             }
-            products[n][0] = even.x, products[n][1] = odd.x;
-            products[n][2] = even.y, products[n][3] = odd.y;
+            set(n, even, odd);
         }
     }
 };
@@ -54,9 +58,7 @@ struct FewCopy {
         FewFactor to;
 #pragma unroll
         for (u32 n = 0; n < 4; n++) {
-            const uint2 even = rows[n * 2][threadIdx.x], odd = rows[n * 2 + 1][threadIdx.x];
-            to.products[n][0] = even.x, to.products[n][1] = odd.x;
-            to.products[n][2] = even.y, to.products[n][3] = odd.y;
+            to.set(n, rows[n * 2][threadIdx.x], rows[n * 2 + 1][threadIdx.x]);
         }
         return to;
     }

@@ -1,8 +1,9 @@
 //! Launches `attention_decode.cu`, `attention_groups.cu`, `attention_tiles.cu` and
 //! `attention_rows.cu`.
 //!
-//! Rows that are alone in their sequence go to the first kernel and longer runs to the second. Both
-//! need 16 bits and one of four head widths; without these the third kernel takes all rows.
+//! Rows that are alone in their sequence go to the first kernel, longer runs to the second where it
+//! is compiled, or to the third. These need 16 bits and one of four head widths; without them the
+//! last kernel takes all rows.
 
 use std::sync::Arc;
 

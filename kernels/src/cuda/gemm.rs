@@ -1,4 +1,4 @@
-//! `out = x weight^T (+ bias)`: few rows by `gemm_stream.cu`, others by cuBLASLt, with a plan kept
+//! `out = x weight^T (+ bias)`: few rows by `gemm_stream.rs`, others by cuBLASLt, with a plan kept
 //! for every shape met.
 //!
 //! Asking cuBLASLt for an algorithm takes longer than a small product, so the answer is kept; the
@@ -187,7 +187,7 @@ impl Gemm {
         launched.during("launching a product")
     }
 
-    /// The product by `gemm_stream.cu`, with what adapters add, where it takes it: of two parts, a
+    /// The product by `gemm_stream.rs`, with what adapters add, where it takes it: of two parts, a
     /// gate and what it lets through, `out = silu(x gate^T) * (x up^T)`. False if it does not.
     pub fn stream(
         &self,
@@ -245,7 +245,7 @@ impl Operands<'_> {
         Size { rows, inputs, outputs, parts }
     }
 
-    /// Whether `gemm_stream.cu` takes it.
+    /// Whether `gemm_stream.rs` takes it.
     fn streams(&self, device: &Device, size: &Size, adapters: Option<&Adapters<'_>>) -> bool {
         let even = size.parts == 1 || size.outputs.is_multiple_of(8) && self.bias.is_none();
         let kernels = device.kernels.gemm_stream.as_ref();

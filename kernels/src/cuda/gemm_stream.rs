@@ -81,8 +81,11 @@ const BESIDE_GROUPS_MAX: usize = 32;
 const THREADS: u32 = 320;
 const ADAPTED_THREADS: u32 = THREADS + 160;
 
-/// Kernels, and how many rows each takes at most: for tiles of up to 128 outputs, and larger ones.
-type ByRows = Vec<(usize, [Kernel<GemmStreamParams>; 2])>;
+/// Kernels for tiles of up to 128 outputs, and for larger ones.
+type Both = [Kernel<GemmStreamParams>; 2];
+
+/// The same, and how many rows they take at most.
+type ByRows = Vec<(usize, Both)>;
 
 /// Kernels of one file, without and with adapters.
 struct Kernels {
@@ -129,12 +132,14 @@ impl GemmStream {
         Ok(warps.map(|warps| Self { warps, groups }))
     }
 
-    /// Those for so many rows.
-    fn kernels(&self, rows: usize) -> (By, &Kernels) {
-        match &self.groups {
+    /// Those for so many rows, and how many they take at most; `None` for more than any takes.
+    fn kernels(&self, rows: usize, adapted: bool) -> Option<(By, usize, &Both)> {
+        let (by, kernels) = match &self.groups {
             Some(groups) if rows > ROWS_ANY => (By::Groups, groups),
             _ => (By::Warps, &self.warps),
-        }
+        };
+        let (most, both) = kernels.of(adapted).iter().find(|(most, _)| rows <= *most)?;
+        Some((by, *most, both))
     }
 
     /// Rows of few segments up to which products start beside shrink.
@@ -149,9 +154,7 @@ impl GemmStream {
         if rows == 0 || outputs == 0 || !inputs.is_multiple_of(BOX) {
             return false;
         }
-        let (by, kernels) = self.kernels(rows);
-        let mut kernels = kernels.of(adapters.is_some()).iter();
-        let Some((most, _)) = kernels.find(|(most, _)| rows <= *most) else {
+        let Some((by, most, _)) = self.kernels(rows, adapters.is_some()) else {
             return false;
         };
         let any = rows <= ROWS_ANY;
@@ -161,7 +164,7 @@ impl GemmStream {
         };
         even && tiles.one_each()
             && adapters.fit(tiles.tile, size.parts)
-            && by.has_room(tiles.tile, *most, adapters.shared_bytes(tiles.tile))
+            && by.has_room(tiles.tile, most, adapters.shared_bytes(tiles.tile))
     }
 
     /// A product that [`Self::takes`] took. `outputs` are those of one part: of two, the result is
@@ -175,18 +178,16 @@ impl GemmStream {
         adapters: Option<&Adapters<'_>>,
     ) -> Result<()> {
         let Size { rows, inputs, outputs, parts } = size;
-        let (by, kernels) = self.kernels(rows);
-        let mut kernels = kernels.of(adapters.is_some()).iter();
-        let kernel = kernels.find(|(most, _)| rows <= *most);
-        let (most, kernels) = kernel.expect("asked for a product of too many rows: this is a bug");
+        let kernels = self.kernels(rows, adapters.is_some());
+        let (by, most, both) = kernels.expect("asked for too many rows: this is a bug");
         let beside = |tile| adapters.map_or(0, |adapters| adapters.shared_bytes(tile));
-        let cut = Cut::new(device.processors, by, *most, size.weight_rows(), beside);
-        let kernel = &kernels[usize::from(cut.team > WIDE)];
+        let cut = Cut::new(device.processors, by, most, size.weight_rows(), beside);
+        let kernel = &both[usize::from(cut.team > WIDE)];
         let threads = if adapters.is_some() { ADAPTED_THREADS } else { THREADS };
         let part_rows = cut.tile / parts;
         let params = GemmStreamParams {
             weight: map(device.dtype, at.weight, [parts, outputs, inputs], [part_rows, cut.boxes])?,
-            x: map(device.dtype, at.x, [1, rows, inputs], [*most, cut.boxes])?,
+            x: map(device.dtype, at.x, [1, rows, inputs], [most, cut.boxes])?,
             bias: at.bias.unwrap_or(0),
             out: at.out,
             adapters: adapters.map(|it| it.params(cut.tile, cut.beside)).unwrap_or_default(),

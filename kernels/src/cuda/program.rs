@@ -81,6 +81,7 @@ pub const SHARED_BYTES_ANYWHERE: usize = 99 << 10;
 
 /// Need more than that, where cards for data centres have it.
 const LARGE: &[(&str, usize)] = &[
+    ("gemm_groups", gemm_stream::SHARED_BYTES),
     ("gemm_stream", gemm_stream::SHARED_BYTES),
     ("lora_long_shrink", lora_long_shrink::SHARED_BYTES),
 ];
@@ -304,13 +305,15 @@ mod tests {
         let compiled = |capability, shared_bytes| {
             let target = Target::new(capability, shared_bytes, DType::Bf16);
             let compiles = |name| SOURCES.iter().any(|it| it.name == name && target.compiles(it));
-            ["embed", "lora_long_shrink", "gemm_stream", "attention_groups"].map(compiles)
+            ["embed", "lora_long_shrink", "gemm_stream", "attention_groups", "gemm_groups"]
+                .map(compiles)
         };
-        assert_eq!(compiled((8, 0), 163 << 10), [true, true, false, false]);
-        assert_eq!(compiled((8, 9), SHARED_BYTES_ANYWHERE), [true, false, false, false]);
-        assert_eq!(compiled((9, 0), 227 << 10), [true; 4]);
-        assert_eq!(compiled((10, 0), 227 << 10), [true, true, true, false]);
-        assert_eq!(compiled((12, 0), SHARED_BYTES_ANYWHERE), [true, false, false, false]);
+        assert_eq!(compiled((8, 0), 163 << 10), [true, true, false, false, false]);
+        assert_eq!(compiled((8, 9), SHARED_BYTES_ANYWHERE), [true, false, false, false, false]);
+        assert_eq!(compiled((9, 0), 227 << 10), [true; 5]);
+        assert_eq!(compiled((9, 0), SHARED_BYTES_ANYWHERE), [true, false, false, true, false]);
+        assert_eq!(compiled((10, 0), 227 << 10), [true, true, true, false, false]);
+        assert_eq!(compiled((12, 0), SHARED_BYTES_ANYWHERE), [true, false, false, false, false]);
     }
 
     #[test]
