@@ -8,7 +8,8 @@
 #include "bulk.cuh"
 
 constexpr u32 EXPANDERS = 4;  // warps that multiply
-constexpr u32 SLOTS = 12;  // of the ring
+constexpr u32 SLOTS = 12;    // of the ring
+constexpr u32 SLICES = 16;   // that a warp looks up at once
 constexpr u32 TOGETHER = 2;  // 16s of columns that a warp multiplies at once
 
 // Some columns of one B, all of them in the tile.
@@ -22,6 +23,27 @@ struct Piece {
     u32 columns;       // none where there is no pair
     u32 place;         // its first column, counted from the tile's first
     u32 most;          // columns that fit into a slot
+    u32 slices;        // of its columns
+
+    // What is left of the diagonal block that its first column is in, or of the piece.
+    __device__ u32 head() const { return min(of_block - within % of_block, columns); }
+
+    // How many slices so many columns are, of one diagonal block.
+    __device__ u32 slices_of(u32 some) const { return (some + most - 1) / most; }
+
+    __device__ u32 count_slices() const {
+        const u32 head = this->head(), rest = columns - head;
+        const u32 whole = rest / of_block * slices_of(of_block);
+        return slices_of(head) + whole + slices_of(rest % of_block);
+    }
+
+    // The first column of the n-th slice.
+    __device__ u32 column_of(u32 n) const {
+        const u32 head = this->head(), of_head = slices_of(head);
+        if (n < of_head) return n * most;
+        const u32 each = slices_of(of_block), block = (n - of_head) / each;
+        return head + block * of_block + (n - of_head - block * each) * most;
+    }
 };
 
 // What is copied at once, some columns of one piece and of one diagonal block, as those see it who
@@ -29,7 +51,9 @@ struct Piece {
 struct Slice {
     u32 ranks, columns, rows;  // no columns behind the last slice
     u32 h, sums;  // where the first row's shrunk activations, and its results, start
-    u32 even;     // whether all loads are of 16 bytes
+
+    // Whether all loads are of 16 bytes: rows of h start at multiples of that.
+    __device__ bool even() const { return (ranks | h) % 8 == 0; }
 };
 
 struct Adapters {
@@ -37,19 +61,19 @@ struct Adapters {
     Piece* pieces;
     float* sums;  // [rows, stride]
     Element* h;             // [rows, h_stride]
-    Slice* slices;          // [SLOTS]
+    Slice* slices;          // [EXPANDERS, SLICES]
     u32 ring, barriers;     // shared addresses
     u32 count;   // of pieces
     u32 stride;
 
     // `shared` starts at a multiple of 1024.
     __device__ Adapters(const GemmStreamParams& gemm, unsigned char* shared) : p(gemm.adapters) {
-        pieces = reinterpret_cast<Piece*>(shared + p.pieces);
+        slices = reinterpret_cast<Slice*>(shared + p.pieces);
+        pieces = reinterpret_cast<Piece*>(slices + EXPANDERS * SLICES);
         sums = reinterpret_cast<float*>(shared + p.sums);
         h = reinterpret_cast<Element*>(shared + p.shrunk);
         ring = shared_address(shared + p.ring);
         barriers = shared_address(shared) + 512;
-        slices = reinterpret_cast<Slice*>(shared + 512 + 2 * SLOTS * 8);
         count = 0, stride = gemm.tile + 4;
     }
 
@@ -75,8 +99,10 @@ struct Adapters {
         const u32 ranks = pair.expand_rank / pair.b_blocks, within = begin - pair.output;
         const Element* b = pair.b + static_cast<u64>(within) * ranks;
         const u32 most = p.slot_bytes / (ranks * sizeof(Element)) / 8 * 8;
-        return {b, segment.row, segment.rows, pair.h, ranks, pair.outputs / pair.b_blocks,
-                within, end - begin, part * outputs + begin - start, most};
+        Piece piece = {b, segment.row, segment.rows, pair.h, ranks, pair.outputs / pair.b_blocks,
+                       within, end - begin, part * outputs + begin - start, most};
+        piece.slices = piece.count_slices();
+        return piece;
     }
 
     // By `threads` threads: finds the pieces, and adds nothing yet.
@@ -94,14 +120,17 @@ struct Adapters {
         u32 i = 0;
         for (u32 n = 0; n < count; n++) {
             const Piece& piece = pieces[n];
-            const u32 bytes = piece.ranks * sizeof(Element);  // of a column
             for (u32 column = 0; column < piece.columns; i++) {
-                const Slice slice = slice_of(piece, column);
-                copy(i, slice, piece.b + static_cast<u64>(column) * piece.ranks, slice.columns * bytes);
-                column += slice.columns;
+                const u32 slot = i % SLOTS, round = i / SLOTS;
+                const Element* b = piece.b + static_cast<u64>(column) * piece.ranks;
+                const u32 columns = slice_of(piece, column).columns;
+                const u32 bytes = columns * piece.ranks * sizeof(Element);
+                if (round > 0) wait_phase(used(slot), (round - 1) % 2);
+                announce(landed(slot), bytes);
+                copy_bytes(ring + slot * p.slot_bytes, b, bytes, landed(slot));
+                column += columns;
             }
         }
-        for (u32 end = i + EXPANDERS; i < end; i++) copy(i, Slice{}, nullptr, 0);
     }
 
     __device__ Slice slice_of(const Piece& piece, u32 column) const {
@@ -110,15 +139,7 @@ struct Adapters {
         const u32 columns = min(min(piece.most, left), piece.columns - column);
         const u32 h = piece.row * p.h_stride + piece.h + block * piece.ranks;
         const u32 sums = piece.row * stride + piece.place + column;
-        return {piece.ranks, columns, piece.rows, h, sums, (piece.ranks | piece.h) % 8 == 0};
-    }
-
-    __device__ void copy(u32 i, const Slice& slice, const Element* b, u32 bytes) const {
-        const u32 slot = i % SLOTS, round = i / SLOTS;
-        if (round > 0) wait_phase(used(slot), (round - 1) % 2);
-        slices[slot] = slice;
-        announce(landed(slot), bytes);
-        if (bytes > 0) copy_bytes(ring + slot * p.slot_bytes, b, bytes, landed(slot));
+        return {piece.ranks, columns, piece.rows, h, sums};
     }
 
     // By `threads` threads, once shrink is done: its parts added up in order, and rounded.
@@ -137,13 +158,33 @@ struct Adapters {
         }
     }
 
-    // One warp's work: every so many slices.
+    // The n-th slice of all; without columns if there are less.
+    __device__ Slice find(u32 n) const {
+#pragma unroll 4
+        for (u32 i = 0; i < count; i++) {
+            const Piece& piece = pieces[i];
+            if (n < piece.slices) return slice_of(piece, piece.column_of(n));
+            n -= piece.slices;
+        }
+        return Slice{};
+    }
+
+    // A warp multiplies every so many slices. It looks up so many of those from `first` on at once,
+    // a lane one, and has done so of its first ones when h is there.
+    __device__ void look_up(u32 first) const {
+        const u32 lane = threadIdx.x % 32;
+        __syncwarp();
+        if (lane < SLICES) slices[first % EXPANDERS * SLICES + lane] = find(first + lane * EXPANDERS);
+        __syncwarp();
+    }
+
     __device__ void expand(u32 warp) const {
-        for (u32 i = warp;; i += EXPANDERS) {
+        for (u32 i = warp, found = 0;; i += EXPANDERS, found++) {
+            if (found == SLICES) look_up(i), found = 0;
+            const Slice slice = slices[warp * SLICES + found];
+            if (slice.columns == 0) return;
             const u32 slot = i % SLOTS;
             wait_phase(landed(slot), i / SLOTS % 2);
-            const Slice slice = slices[slot];
-            if (slice.columns == 0) return;
             multiply(slice, ring + slot * p.slot_bytes);
             __syncwarp();
             if (threadIdx.x % 32 == 0) arrive(used(slot));
@@ -153,7 +194,7 @@ struct Adapters {
     __device__ void multiply(const Slice& slice, u32 b) const {
         const Element* x = h + slice.h;
         float* to = sums + slice.sums;
-        if (!slice.even) return multiply_any(slice, b, x, to);
+        if (!slice.even()) return multiply_any(slice, b, x, to);
         for (u32 first = 0; first < slice.columns; first += TOGETHER * 16) {
             const u32 columns = min(slice.columns - first, TOGETHER * 16);
             multiply_even(slice, columns, b + first * slice.ranks * sizeof(Element), x, to + first);
@@ -199,6 +240,7 @@ struct Adapters {
         for (u32 column = threadIdx.x % 32; column < slice.columns; column += 32) {
             for (u32 row = 0; row < slice.rows; row++) {
                 float sum = 0.0f;
+#pragma unroll 8
                 for (u32 rank = 0; rank < slice.ranks; rank++) {
                     sum += load_one(b + (column * slice.ranks + rank) * sizeof(Element)) *
                            to_f32(x[row * p.h_stride + rank]);

@@ -146,7 +146,7 @@ GEMM_STREAM(gemm_stream_32, 4)
 
 // After Hopper they need some more.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-GEMM_ADAPTED(gemm_adapted_8, 1, 88)
+GEMM_ADAPTED(gemm_adapted_8, 1, 96)
 GEMM_ADAPTED(gemm_adapted_16, 2, 96)
 #else
 GEMM_ADAPTED(gemm_adapted_8, 1, 72)

@@ -249,6 +249,7 @@ __device__ void add(const Block<COLUMNS>& block, Adapters adapters) {
     const u32 warp = warp_of_block() - THREADS / 32;
     if (warp == 0 && elect_lane()) adapters.copy_b();
     if (warp == 0) return;
+    adapters.look_up(warp - 1);
     wait_for_previous();
     adapters.stage_h(block.p.rows, thread - 32, threads - 32);
     meet_expanders();

@@ -32,6 +32,9 @@ pub const COPIED_RANK_MAX: u32 = (SLOT_BYTES_MAX / 8 / SIXTEEN_BITS) as u32;
 const SIXTEEN_BITS: usize = 2;
 const PIECE_BYTES: usize = 48;
 
+/// Bytes of what warps look up at once of the ring's slots, in front of the pieces.
+const SLICES_BYTES: usize = 4 * 16 * 20;
+
 /// Copies go to multiples of this many bytes.
 const ALIGNMENT: usize = 128;
 
@@ -94,10 +97,10 @@ impl Adapters<'_> {
         self.places(tile)[4]
     }
 
-    /// Where pieces, shrunk activations, the ring, and sums start, and where these end.
+    /// Where slices and pieces, shrunk activations, the ring, and sums start, and where these end.
     fn places(&self, tile: usize) -> [usize; 5] {
         let pieces = self.step.rows * self.site.shape.targets.len() * PIECE_BYTES;
-        let shrunk = pieces.next_multiple_of(ALIGNMENT);
+        let shrunk = (SLICES_BYTES + pieces).next_multiple_of(ALIGNMENT);
         let ring = (shrunk + self.shrunk_bytes()).next_multiple_of(ALIGNMENT);
         let sums = ring + SLOTS * self.slot_bytes();
         let end = sums + self.step.rows * (tile + 4) * size_of::<f32>();

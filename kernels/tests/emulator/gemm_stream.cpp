@@ -44,7 +44,7 @@ struct Cut {
         auto under_way = [&](u32 bytes) {
             return max(1u, min(stages, bytes * PROCESSORS / (blocks * weight)));
         };
-        flight = under_way(96 << 10), flight_beside = under_way(64 << 10);
+        flight = under_way(96 << 10), flight_beside = under_way(48 << 10);
     }
 };
 
@@ -64,19 +64,25 @@ static void by_warps(const GemmStreamParams& p, u32 most, bool adapted) {
                  : gemm<WarpProducts<4>, false>(p);
 }
 
+template <int BLOCKS, int COLUMNS>
+static void by_groups(const GemmStreamParams& p, bool adapted) {
+    using namespace groups;
+    adapted ? gemm<GroupProducts<COLUMNS, BLOCKS>, true>(p) : gemm<GroupProducts<COLUMNS, BLOCKS>, false>(p);
+}
+
 template <int BLOCKS>
 static void by_groups(const GemmStreamParams& p, u32 most, bool adapted) {
-    using namespace groups;
-    if (adapted) {
-        return most == 32 ? gemm<GroupProducts<4, BLOCKS>, true>(p) : gemm<GroupProducts<8, BLOCKS>, true>(p);
+    switch (most) {
+        case 8: return by_groups<BLOCKS, 1>(p, adapted);
+        case 16: return by_groups<BLOCKS, 2>(p, adapted);
+        case 32: return by_groups<BLOCKS, 4>(p, adapted);
+        default: return by_groups<BLOCKS, 8>(p, adapted);
     }
-    most == 32 ? gemm<GroupProducts<4, BLOCKS>, false>(p) : gemm<GroupProducts<8, BLOCKS>, false>(p);
 }
 
 static void check(bool in_groups, Shape shape, bool biased, AdapterSet* adapters = nullptr) {
     const auto [rows, inputs, outputs, parts] = shape;
-    const u32 all = outputs * parts, fewest = in_groups ? 32 : rows <= 8 ? 8 : 16;
-    const u32 most = rows <= fewest ? fewest : rows <= 32 ? 32 : 64;
+    const u32 all = outputs * parts, most = rows <= 8 ? 8 : rows <= 16 ? 16 : rows <= 32 ? 32 : 64;
     const Elements weight = some(size_t{all} * inputs, 0.125f);
     const Elements x = some(size_t{rows} * inputs, 1.0f);
     const Elements bias = some(all, 1.0f);
@@ -84,7 +90,8 @@ static void check(bool in_groups, Shape shape, bool biased, AdapterSet* adapters
     AdaptersParams beside = {};
     u32 places = 0;
     if (adapters) {
-        const u32 shrunk = align(rows * 2 * sizeof(Piece), 128);
+        const u32 slices = EXPANDERS * SLICES * sizeof(Slice);
+        const u32 shrunk = align(slices + rows * 2 * sizeof(Piece), 128);
         const u32 ring = align(shrunk + rows * adapters->h_stride * sizeof(Element), 128);
         u32 rank = 0;
         for (const LoraPair& pair : adapters->pairs) rank = max(rank, pair.expand_rank);
@@ -169,6 +176,8 @@ int main(int, char** arguments) {
         adapted({32, 320, 384, 2}, slots, {{1, 8}, {0, 8}, {3, 2}, {NOBODY, 1}, {2, 5}, {4, 8}}, 2);
         adapted({21, 1088, 256, 1}, slots, {{0, 8}, {3, 2}, {NOBODY, 3}, {4, 8}}, 1);
     }
+    // More slices than warps look up at once.
+    adapted({16, 64, 512, 1}, even, std::vector<Share>(16, {3, 1}), 1);
     const std::vector<Share> many = {{0, 8}, {3, 8}, {1, 8}, {NOBODY, 3}, {4, 8}, {2, 8}, {0, 6}};
     for (const u32 outputs : {256u, 640u}) {
         AdapterSet few(even, many, 2, 128, outputs);
