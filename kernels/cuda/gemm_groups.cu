@@ -90,6 +90,10 @@ struct GroupProducts {
         gemm<GroupProducts<COLUMNS, BLOCKS>, false>(p);                             \
     }
 
+GEMM_GROUPS(1, 8, 1)
+GEMM_GROUPS(1, 8, 2)
+GEMM_GROUPS(2, 16, 1)
+GEMM_GROUPS(2, 16, 2)
 GEMM_GROUPS(4, 32, 1)
 GEMM_GROUPS(4, 32, 2)
 GEMM_GROUPS(8, 64, 1)

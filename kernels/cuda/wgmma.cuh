@@ -48,6 +48,20 @@ __device__ inline void end_products() {
 #define EIGHTS_8(SUMS, N) EIGHTS_4(SUMS, N), EIGHTS_4(SUMS, N + 4)
 
 // sums[64, N] = a[64, 16] b[N, 16]^T, or added to what `sums` holds.
+__device__ inline void multiply_boxes(float (&sums)[1][4], u64 a, u64 b, bool adds) {
+    asm volatile("{\n.reg .pred adds;\nsetp.ne.u32 adds, %6, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n8k16." WGMMA_TYPES " "
+                 "{%0, %1, %2, %3}, %4, %5, adds, 1, 1, 0, 0;\n}"
+                 : EIGHT(sums, 0)
+                 : "l"(a), "l"(b), "r"(static_cast<u32>(adds)));
+}
+__device__ inline void multiply_boxes(float (&sums)[2][4], u64 a, u64 b, bool adds) {
+    asm volatile("{\n.reg .pred adds;\nsetp.ne.u32 adds, %10, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n16k16." WGMMA_TYPES " "
+                 "{%0, %1, %2, %3, %4, %5, %6, %7}, %8, %9, adds, 1, 1, 0, 0;\n}"
+                 : EIGHT(sums, 0), EIGHT(sums, 1)
+                 : "l"(a), "l"(b), "r"(static_cast<u32>(adds)));
+}
 __device__ inline void multiply_boxes(float (&sums)[4][4], u64 a, u64 b, bool adds) {
     asm volatile("{\n.reg .pred adds;\nsetp.ne.u32 adds, %18, 0;\n"
                  "wgmma.mma_async.sync.aligned.m64n32k16." WGMMA_TYPES " "

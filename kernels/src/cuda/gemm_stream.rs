@@ -53,9 +53,11 @@ const BY_WARPS: [(usize, [&str; 2]); 3] =
 const ADAPTED_BY_WARPS: [(usize, [&str; 2]); 3] =
     [(8, ["gemm_adapted_8"; 2]), (16, ["gemm_adapted_16"; 2]), (32, ["gemm_adapted_32"; 2])];
 
-/// Those of `gemm_groups.cu`, for tiles of up to 128 outputs and for larger ones. With fewer rows
-/// the others are as fast, and faster where tiles are small; with more, cuBLASLt is.
-const BY_GROUPS: [(usize, [&str; 2]); 2] = [
+/// Those of `gemm_groups.cu`, for tiles of up to 128 outputs and for larger ones. With more rows,
+/// cuBLASLt is faster.
+const BY_GROUPS: [(usize, [&str; 2]); 4] = [
+    (8, ["gemm_groups_8_1", "gemm_groups_8_2"]),
+    (16, ["gemm_groups_16_1", "gemm_groups_16_2"]),
     (32, ["gemm_groups_32_1", "gemm_groups_32_2"]),
     (64, ["gemm_groups_64_1", "gemm_groups_64_2"]),
 ];
@@ -76,6 +78,11 @@ pub const ROWS_ANY: usize = 16;
 /// Rows of few segments up to which it is, where products are those of groups: others leave it no
 /// registers, and with more rows it is no faster.
 const BESIDE_GROUPS_MAX: usize = 32;
+
+/// Outputs of a tile from which on groups multiply few rows without adapters, too: as fast, and in
+/// fewer registers, which leaves more to the kernels beside them. With fewer outputs, warps are
+/// faster; and with adapters, whose kernels need the registers for other things.
+const OUTPUTS_MIN: usize = 64;
 
 /// Threads of a block: warps that multiply, and two that copy; with adapters there are five more.
 const THREADS: u32 = 320;
@@ -132,10 +139,12 @@ impl GemmStream {
         Ok(warps.map(|warps| Self { warps, groups }))
     }
 
-    /// Those for so many rows, and how many they take at most; `None` for more than any takes.
-    fn kernels(&self, rows: usize, adapted: bool) -> Option<(By, usize, &Both)> {
+    /// Those for so many rows and outputs of a tile, and how many rows they take at most; `None` for
+    /// more than any takes.
+    fn kernels(&self, rows: usize, tile: usize, adapted: bool) -> Option<(By, usize, &Both)> {
+        let few_too = !adapted && tile >= OUTPUTS_MIN;
         let (by, kernels) = match &self.groups {
-            Some(groups) if rows > ROWS_ANY => (By::Groups, groups),
+            Some(groups) if rows > ROWS_ANY || few_too => (By::Groups, groups),
             _ => (By::Warps, &self.warps),
         };
         let (most, both) = kernels.of(adapted).iter().find(|(most, _)| rows <= *most)?;
@@ -154,7 +163,7 @@ impl GemmStream {
         if rows == 0 || outputs == 0 || !inputs.is_multiple_of(BOX) {
             return false;
         }
-        let Some((by, most, _)) = self.kernels(rows, adapters.is_some()) else {
+        let Some((by, most, _)) = self.kernels(rows, tiles.tile, adapters.is_some()) else {
             return false;
         };
         let any = rows <= ROWS_ANY;
@@ -178,7 +187,8 @@ impl GemmStream {
         adapters: Option<&Adapters<'_>>,
     ) -> Result<()> {
         let Size { rows, inputs, outputs, parts } = size;
-        let kernels = self.kernels(rows, adapters.is_some());
+        let tile = Tiles::new(device.processors, size.weight_rows()).tile;
+        let kernels = self.kernels(rows, tile, adapters.is_some());
         let (by, most, both) = kernels.expect("asked for too many rows: this is a bug");
         let beside = |tile| adapters.map_or(0, |adapters| adapters.shared_bytes(tile));
         let cut = Cut::new(device.processors, by, most, size.weight_rows(), beside);
