@@ -123,7 +123,7 @@ __device__ inline void wait_for_x(const LoraDecodeParams& p) {
 }
 
 // A is on its way before the kernel that makes x has ended.
-extern "C" __global__ void REGISTERS(72, THREADS) lora_decode_shrink(LoraDecodeParams p) {
+__device__ inline void shrink(const LoraDecodeParams& p) {
     const u32 each = p.shrink_tiles * p.splits;
     bool waited = false;
     auto look_up = [&](u32 item) {
@@ -148,4 +148,12 @@ extern "C" __global__ void REGISTERS(72, THREADS) lora_decode_shrink(LoraDecodeP
         }
     });
     if (!waited) wait_for_x(p);
+}
+
+extern "C" __global__ void REGISTERS(72, THREADS) lora_decode_shrink(LoraDecodeParams p) { shrink(p); }
+
+// The same beside a product, by a block a multiprocessor: it is launched with as little L1 cache as
+// products leave. Several blocks need more of it for what they have on its way.
+extern "C" __global__ void REGISTERS(72, THREADS) lora_decode_shrink_beside(LoraDecodeParams p) {
+    shrink(p);
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use contract::tensor::DType;
 use cudarc::driver::sys::{
     self, CUdevice_attribute, CUfunction_attribute, CUlaunchAttribute, CUlaunchAttributeID,
-    CUlaunchAttributeValue, CUlaunchConfig,
+    CUlaunchAttributeValue, CUlaunchConfig, CUshared_carveout,
 };
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream};
 
@@ -178,6 +178,9 @@ pub fn to_u32(size: usize) -> u32 {
     u32::try_from(size).expect("sizes of one step are below 2^32: this is a bug")
 }
 
+/// All of what shared memory and L1 cache share that shared memory can have.
+const MOST_SHARED: i32 = CUshared_carveout::CU_SHAREDMEM_CARVEOUT_MAX_SHARED as i32;
+
 /// A kernel and the struct that it takes.
 pub struct Kernel<P> {
     name: &'static str,
@@ -198,6 +201,15 @@ impl<P> Kernel<P> {
     pub fn blocks_of_processor(&self, threads: u32) -> Result<usize> {
         let blocks = self.function.occupancy_max_active_blocks_per_multiprocessor(threads, 0, None);
         Ok(blocks.during(self.name)? as usize)
+    }
+
+    /// Has multiprocessors set up for it with all of the shared memory there can be, as for kernels
+    /// with large tiles. One is set up anew only while nothing runs on it: two kernels that want
+    /// it differently are never beside each other, whatever room there is.
+    pub fn prefer_shared(self) -> Result<Self> {
+        let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+        self.function.set_attribute(attribute, MOST_SHARED).during(self.name)?;
+        Ok(self)
     }
 
     /// Allows launches with this much dynamic shared memory.

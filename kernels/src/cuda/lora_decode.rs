@@ -114,6 +114,8 @@ const H_ALIGNMENT: usize = 8;
 /// The kernels.
 pub struct LoraDecode {
     shrink: Kernel<LoraDecodeParams>,
+    /// One block a multiprocessor, for products that start beside it.
+    shrink_beside: Kernel<LoraDecodeParams>,
     expand: Kernel<LoraDecodeParams>,
     gated: Kernel<LoraDecodeParams>,
 }
@@ -128,6 +130,8 @@ impl LoraDecode {
         }
         Ok(Some(Self {
             shrink: Kernel::new(programs, shrink, shrink)?,
+            shrink_beside: Kernel::new(programs, shrink, "lora_decode_shrink_beside")?
+                .prefer_shared()?,
             expand: Kernel::new(programs, expand, expand)?.allow_shared(EXPAND_BYTES_MAX)?,
             gated: Kernel::new(programs, gated, gated)?.allow_shared(GATED_BYTES_MAX)?,
         }))
@@ -388,7 +392,9 @@ pub fn shrink(
     let pieces = step.rows * table.tiles * table.splits(step.rows);
     let alone = SHRINK_BLOCKS * device.processors;
     let blocks = if told.is_some() { table.blocks(step.rows) } else { alone };
-    device.launch(&kernels.shrink, Grid::of(pieces.min(blocks), THREADS), &params)
+    let beside = blocks == device.processors;
+    let kernel = if beside { &kernels.shrink_beside } else { &kernels.shrink };
+    device.launch(kernel, Grid::of(pieces.min(blocks), THREADS), &params)
 }
 
 pub fn expand(device: &Device, h: &Buf, site: &Site, step: &Step, y: &mut Buf) -> Result<()> {

@@ -34,7 +34,7 @@ const STAGE_OF_BOTH_BYTES: usize = 28 << 10;
 const FLIGHT_BYTES: usize = 96 << 10;
 
 /// The same while the kernels before it are at work.
-const FLIGHT_BESIDE_BYTES: usize = 64 << 10;
+const FLIGHT_BESIDE_BYTES: usize = 48 << 10;
 
 /// Room for barriers, and before them for the start to be aligned.
 pub const BARRIERS_BYTES: usize = 1024;
@@ -228,7 +228,7 @@ mod tests {
     fn shared_memory_holds_ring_sums_and_what_is_beside() {
         let stage = |cut: &Cut, rows| cut.boxes * (cut.tile + rows) * BOX_ROW_BYTES;
         let only = cut(8, 4096, 0);
-        assert_eq!((only.boxes, only.stages, only.flight, only.flight_beside), (4, 9, 6, 4));
+        assert_eq!((only.boxes, only.stages, only.flight, only.flight_beside), (4, 9, 6, 3));
         assert_eq!(only.sums, BARRIERS_BYTES);
         // More than one tile each: sums have a place of their own.
         let head = cut(8, 128_256, 0);
