@@ -212,8 +212,8 @@ struct LoraDecodeParams {
     const Segment* segments;
     const u32* segment_count;
     const Element* x;  // shrink: [rows, width]
-    Element* y;        // expand: [rows, width]; gated: [rows, 2, width]
-    Element* out;      // gated: [rows, width]
+    const Element* y;  // expand: [rows, width], or null; gated: [rows, 2, width]
+    Element* out;      // [rows, width]; of expand, y itself where there is one
     float* h;          // [splits, rows, h_stride]
     Word* told;        // shrink: where to say that x is there, or null
     u32 rows, width, h_stride, splits, shrink_tiles, targets;

@@ -10,13 +10,14 @@ use super::Cuda;
 use super::gemm::Operands;
 use super::gemm_stream::ROWS_ANY;
 use super::lora::Site;
+use super::lora_decode;
 use super::lora_long_norm::lora_expand_norm;
 use super::memory::Buf;
 use super::step::Step;
 use super::weight::Weight;
 
-/// Lora ranks of one pair up to which products of decode stream without what they add. Measured
-/// are 16, where that is faster, and 64, where it is not.
+/// Lora ranks of one pair up to which products of decode stream without what they add, and expand
+/// comes behind them. Measured are 16, where that is faster, and 64, where it is not.
 const NARROW_RANK_MAX: usize = 32;
 
 /// Rows from which on a product adds to the residual stream itself: the norm behind it then moves
@@ -24,6 +25,28 @@ const NARROW_RANK_MAX: usize = 32;
 pub const SUM_ROWS_MIN: usize = 512;
 
 impl Cuda {
+    /// `out = x weight^T + bias` and what adapters add, by launches of their own. In decode, expand of
+    /// larger lora ranks comes before the product, which adds to what it wrote: beside shrink it
+    /// finds room to bring its first columns of B, beside cuBLASLt's product it does not.
+    pub(super) fn adapted_gemm_apart(
+        &mut self,
+        x: &Buf,
+        (weight, bias): (&Weight, Option<&Weight>),
+        (site, step, h): (&Site, &Step, &mut Buf),
+        out: &mut Buf,
+    ) -> Result<()> {
+        let (loaded, wide) = (site.decode.tiles() > 0, site.decode.staged() > NARROW_RANK_MAX);
+        let ahead = loaded && wide && step.rows > ROWS_ANY;
+        if let Some(all) = step.segments.all.filter(|_| ahead) {
+            self.lora_shrink(x, site, step, Exchange::None, h)?;
+            lora_decode::expand_ahead(&self.device, h, (site, step, all), out)?;
+            let operands = Operands { x, weight, bias, out };
+            return self.gemm.add_large(&self.device, step.rows, operands);
+        }
+        self.gemm_and_shrink(x, (weight, bias), (site, step, &mut *h), out)?;
+        self.lora_expand(h, site, step, Exchange::None, out)
+    }
+
     /// `out = x weight^T + bias` and `h = x A^T`. In decode, shrink comes behind a product that
     /// streams, its first loads beside the product's last, but only of small lora ranks: of larger
     /// ones the product had better be cuBLASLt's (docs/performance.md).

@@ -19,7 +19,7 @@ use super::lora::{PairEntry, Site, TARGETS_MAX};
 use super::lora_rows::COLUMNS;
 use super::memory::{Buf, Memory};
 use super::program::{Programs, SHARED_BYTES_ANYWHERE};
-use super::step::Step;
+use super::step::{Listed, Step};
 use super::upload::{Plain, Upload, bytes_of};
 
 #[repr(C)]
@@ -398,14 +398,39 @@ pub fn shrink(
 }
 
 pub fn expand(device: &Device, h: &Buf, site: &Site, step: &Step, y: &mut Buf) -> Result<()> {
+    let adapted = Listed { address: step.segments.address, count: step.segments.count };
+    launch_expand(device, h, (site, step, adapted), true, y)
+}
+
+/// `out = h B^T`, zeros where there is none, for a product that adds to it.
+pub fn expand_ahead(
+    device: &Device,
+    h: &Buf,
+    (site, step, all): (&Site, &Step, Listed),
+    out: &mut Buf,
+) -> Result<()> {
+    launch_expand(device, h, (site, step, all), false, out)
+}
+
+fn launch_expand(
+    device: &Device,
+    h: &Buf,
+    (site, step, segments): (&Site, &Step, Listed),
+    adds: bool,
+    out: &mut Buf,
+) -> Result<()> {
     let table = &site.decode;
     let Some(kernels) = device.kernels.lora_decode.as_ref().filter(|_| table.tiles > 0) else {
         return Ok(());
     };
     let (width, blocks) = (site.shape.output(), EXPAND_BLOCKS * device.processors);
     let tiles = Tiles::new(&site.shape, table.staged, table.segments(step.rows), blocks);
+    let out = out.address(device.dtype, step.rows * width);
     let params = LoraDecodeParams {
-        y: y.address(device.dtype, step.rows * width),
+        segments: segments.address,
+        segment_count: segments.count,
+        y: if adds { out } else { 0 },
+        out,
         h: h.address(DType::F32, table.len(step.rows)),
         width: to_u32(width),
         columns: to_u32(tiles.columns),

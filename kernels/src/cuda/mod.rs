@@ -280,8 +280,7 @@ impl Ops for Cuda {
         if self.gemm.stream_adapted(&self.device, (step.rows, 1), &mut operands, adapters)? {
             return Ok(());
         }
-        self.gemm_and_shrink(x, (weight, bias), (site, step, &mut *h), out)?;
-        self.lora_expand(h, site, step, Exchange::None, out)
+        self.adapted_gemm_apart(x, (weight, bias), (site, step, h), out)
     }
 
     fn gemm_add_rms_norm(

@@ -44,22 +44,33 @@ static std::vector<Segment> padded(std::vector<Segment> segments, u32 rows) {
     return segments;
 }
 
-static void check_expand(const AdapterSet& adapters, std::array<u32, 2> targets, u32 columns) {
+// Those that have an adapter, and those behind them that have none.
+static std::vector<Segment> all_segments(const AdapterSet& adapters) {
+    std::vector<Segment> all = adapters.segments;
+    all.insert(all.end(), adapters.others.begin(), adapters.others.end());
+    return all;
+}
+
+// Added to what is there, or to nothing.
+static void check_expand(const AdapterSet& adapters, std::array<u32, 2> targets, u32 columns,
+                         bool adds) {
     const u32 width = targets[0] + targets[1];
     LoraDecodeParams p = params(adapters, columns);
-    const std::vector<Segment> segments = padded(adapters.segments, adapters.rows);
-    p.segments = segments.data(), p.segment_count = &adapters.count, p.width = width;
+    std::vector<Segment> segments = adds ? adapters.segments : all_segments(adapters);
+    const u32 count = segments.size(), rows = adds ? adapters.rows : adapters.rows - PADDED;
+    segments = padded(segments, adapters.rows);
+    p.segments = segments.data(), p.segment_count = &count, p.width = width;
     p.tile_end[0] = divide_up(targets[0], columns);
     p.tile_end[1] = p.tile_end[0] + divide_up(targets[1], columns);
     p.target_column[1] = targets[0];
     const Elements old = some(size_t{adapters.rows} * width, 1.0f);
-    Elements y = old;
-    p.y = y.data();
+    Elements y = adds ? old : Elements(old.size(), Element{0x7fc0});
+    p.y = adds ? y.data() : nullptr, p.out = y.data();
     launch(BLOCKS, THREADS, [&] { plain::lora_decode_expand(p); });
-    for (u32 row = 0; row < adapters.rows; row++) {
+    for (u32 row = 0; row < rows; row++) {
         for (u32 output = 0; output < width; output++) {
             const size_t at = size_t{row} * width + output;
-            const double want = to_f32(old[at]) + adapters.sum(row, output);
+            const double want = (adds ? to_f32(old[at]) : 0.0) + adapters.sum(row, output);
             expect(to_f32(y[at]), want, row, output, "expand");
         }
     }
@@ -67,8 +78,7 @@ static void check_expand(const AdapterSet& adapters, std::array<u32, 2> targets,
 
 static void check_gated(const AdapterSet& adapters, u32 width, u32 columns) {
     LoraDecodeParams p = params(adapters, columns);
-    std::vector<Segment> all = adapters.segments;
-    for (const Segment& segment : adapters.others) all.push_back(segment);
+    std::vector<Segment> all = all_segments(adapters);
     const u32 count = all.size();
     all = padded(all, adapters.rows);
     p.segments = all.data(), p.segment_count = &count, p.width = width;
@@ -165,14 +175,16 @@ int main(int, char** arguments) {
             const AdapterSet adapters(slots, shares, 2, width, 2 * width);
             for (const u32 columns : {128u, 256u, 512u}) check_gated(adapters, width, columns);
             for (const u32 columns : {256u, 512u, 1024u}) {
-                check_expand(adapters, {width, width}, columns);
+                for (const bool adds : {false, true}) {
+                    check_expand(adapters, {width, width}, columns, adds);
+                }
             }
         }
         for (const auto [inputs, splits] : {std::array{64u, 1u}, {1088u, 1u}, {4120u, 4u}}) {
             check_shrink(factors, shares, inputs, splits);
         }
         const AdapterSet uneven(slots, shares, 3, 1000, 1040);
-        check_expand(uneven, {1000, 40}, 256);
+        for (const bool adds : {false, true}) check_expand(uneven, {1000, 40}, 256, adds);
     }
     printf("lora_decode_*.cu are right, seed %s\n", arguments[1]);
 }
