@@ -204,7 +204,7 @@ struct alignas(16) ShrinkTile {
     u32 h;      // column of the shrunk activations
     u32 rows;
 };
-static_assert(sizeof(ShrinkTile) == 32, "kernels/src/cuda/lora_decode.rs has the twin");
+static_assert(sizeof(ShrinkTile) == 32, "kernels/src/cuda/lora_decode/table.rs has the twin");
 
 struct LoraDecodeParams {
     const ShrinkTile* shrink;  // [slots, shrink_tiles]

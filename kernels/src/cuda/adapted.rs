@@ -25,9 +25,9 @@ const NARROW_RANK_MAX: usize = 32;
 pub const SUM_ROWS_MIN: usize = 512;
 
 impl Cuda {
-    /// `out = x weight^T + bias` and what adapters add, by launches of their own. In decode, expand of
-    /// larger lora ranks comes before the product, which adds to what it wrote: beside shrink it
-    /// finds room to bring its first columns of B, beside cuBLASLt's product it does not.
+    /// `out = x weight^T + bias` and what adapters add, by launches of their own. In decode, expand
+    /// of larger lora ranks comes before the product, which adds to what it wrote: beside shrink
+    /// it finds room to bring its first columns of B, beside cuBLASLt's product it does not.
     pub(super) fn adapted_gemm_apart(
         &mut self,
         x: &Buf,

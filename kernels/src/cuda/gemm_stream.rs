@@ -139,8 +139,8 @@ impl GemmStream {
         Ok(warps.map(|warps| Self { warps, groups }))
     }
 
-    /// Those for so many rows and outputs of a tile, and how many rows they take at most; `None` for
-    /// more than any takes.
+    /// Those for so many rows and outputs of a tile, and how many rows they take at most; `None`
+    /// for more than any takes.
     fn kernels(&self, rows: usize, tile: usize, adapted: bool) -> Option<(By, usize, &Both)> {
         let few_too = !adapted && tile >= OUTPUTS_MIN;
         let (by, kernels) = match &self.groups {
