@@ -71,7 +71,7 @@ pub struct Segments {
     pub address: u64,
     /// Of how many there are, on the device.
     pub count: u64,
-    /// Those too that have no adapter, behind the others: in steps alike.
+    /// Those too that have no adapter, behind the others, and the padding: in steps alike.
     pub all: Option<Listed>,
     pub entries: Vec<Segment>,
 }
@@ -115,7 +115,7 @@ impl Step {
         let each: Vec<u32> = (0..rows as u32).collect();
         let each = words.add(&each);
         let spans = words.add_padded(spans(batch).as_flattened(), 3 * rows, 0);
-        let (segments, others) = (pieces(&segments(batch)), pieces(&segments_without(batch)));
+        let (segments, others) = (pieces(&segments(batch)), pieces(&segments_without(batch, rows)));
         let all = [segments.as_slice(), &others].concat();
         let count = words.add(&[segments.len() as u32]);
         let segments_at = words.add_padded(segments.as_flattened(), 3 * rows, 0);
@@ -335,11 +335,13 @@ fn segments(batch: &Batch) -> Vec<SegmentEntry> {
     segments.filter_map(|segment| Some(entry(segment.slot?.0, segment))).collect()
 }
 
-/// Those that have no adapter.
-fn segments_without(batch: &Batch) -> Vec<SegmentEntry> {
+/// Those that have no adapter, and what the batch is padded with to so many rows.
+fn segments_without(batch: &Batch, rows: usize) -> Vec<SegmentEntry> {
     let segments = batch.segments.iter().filter(|segment| !segment.rows.is_empty());
     let without = segments.filter(|segment| segment.slot.is_none());
-    without.map(|segment| entry(NO_SLOT, segment)).collect()
+    let own = batch.tokens.len();
+    let padding = (own < rows).then(|| [NO_SLOT, own as u32, (rows - own) as u32]);
+    without.map(|segment| entry(NO_SLOT, segment)).chain(padding).collect()
 }
 
 fn entry(slot: u32, segment: &contract::step::Segment) -> SegmentEntry {
@@ -376,7 +378,9 @@ mod tests {
         assert_eq!(singles(&batch), [0, 131, 132]);
         assert_eq!(tiles(&batch), [[1, 129], [4, 133], [1, 1]]);
         assert_eq!(segments(&batch), [[7, 1, 130]]);
-        assert_eq!(segments_without(&batch), [[NO_SLOT, 0, 1], [NO_SLOT, 131, 5]]);
+        let without = [[NO_SLOT, 0, 1], [NO_SLOT, 131, 5], [NO_SLOT, 136, 8]];
+        assert_eq!(segments_without(&batch, 136), without[..2]);
+        assert_eq!(segments_without(&batch, 144), without);
         assert_eq!(row_span(&batch)[130..], [1, 2, 3, 4, 4, 4]);
         assert_eq!(spans(&batch)[1], [1, 130, 2]);
     }
