@@ -56,6 +56,9 @@ struct Slice {
     __device__ bool even() const { return (ranks | h) % 8 == 0; }
 };
 
+static_assert(EXPANDERS * SLICES * sizeof(Slice) == 1280 && sizeof(Piece) == 48,
+              "kernels/src/cuda/beside.rs has room for so much");
+
 struct Adapters {
     const AdaptersParams& p;
     Piece* pieces;

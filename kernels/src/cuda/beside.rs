@@ -32,7 +32,7 @@ pub const COPIED_RANK_MAX: u32 = (SLOT_BYTES_MAX / 8 / SIXTEEN_BITS) as u32;
 const SIXTEEN_BITS: usize = 2;
 const PIECE_BYTES: usize = 48;
 
-/// Bytes of what warps look up at once of the ring's slots, in front of the pieces.
+/// Bytes of the slices that warps look up at once, in front of the pieces.
 const SLICES_BYTES: usize = 4 * 16 * 20;
 
 /// Copies go to multiples of this many bytes.
