@@ -85,8 +85,9 @@ struct Expand {
         clear(piece);
         if (pair.columns > 0) tile.stage<8>(pair);
         __syncthreads();
-        float* to = tile.results + (pair.column - piece.first);
-        if (pair.columns > 0) tile.multiply(pair, b, to);
+        if (pair.columns > 0) {
+            tile.multiply(pair, b, tile.results + (pair.column - piece.first));
+        }
         if (next) tile.fetch_first(next->of, b);
         __syncthreads();
         write(piece, old);

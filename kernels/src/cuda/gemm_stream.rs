@@ -187,11 +187,11 @@ impl GemmStream {
         adapters: Option<&Adapters<'_>>,
     ) -> Result<()> {
         let Size { rows, inputs, outputs, parts } = size;
-        let tile = Tiles::new(device.processors, size.weight_rows()).tile;
-        let kernels = self.kernels(rows, tile, adapters.is_some());
+        let tiles = Tiles::new(device.processors, size.weight_rows());
+        let kernels = self.kernels(rows, tiles.tile, adapters.is_some());
         let (by, most, both) = kernels.expect("asked for too many rows: this is a bug");
-        let beside = |tile| adapters.map_or(0, |adapters| adapters.shared_bytes(tile));
-        let cut = Cut::new(device.processors, by, most, size.weight_rows(), beside);
+        let beside = adapters.map_or(0, |adapters| adapters.shared_bytes(tiles.tile));
+        let cut = Cut::new(device.processors, tiles, by, most, beside);
         let kernel = &both[usize::from(cut.team > WIDE)];
         let threads = if adapters.is_some() { ADAPTED_THREADS } else { THREADS };
         let part_rows = cut.tile / parts;

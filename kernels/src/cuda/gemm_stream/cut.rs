@@ -149,22 +149,15 @@ pub struct Cut {
 }
 
 impl Cut {
-    /// `beside` are bytes of shared memory that are needed beside a tile.
-    pub fn new(
-        processors: usize,
-        by: By,
-        rows: usize,
-        weight_rows: usize,
-        beside: impl Fn(usize) -> usize,
-    ) -> Self {
-        let tiles = Tiles::new(processors, weight_rows);
+    /// `beside` are bytes of shared memory that are needed beside the product.
+    pub fn new(processors: usize, tiles: Tiles, by: By, rows: usize, beside: usize) -> Self {
         let Tiles { blocks, tile, .. } = tiles;
         let team = tile.div_ceil(UNITS_OF_WARP * UNIT).next_power_of_two();
         let boxes = by.boxes(tile, rows);
         let weight = boxes * tile * BOX_ROW_BYTES;
         let stage = weight + boxes * rows * BOX_ROW_BYTES;
         let sums = by.sums_bytes(rows);
-        let beside = beside(tile).max(by.past_bytes(tile, team)).next_multiple_of(BARRIERS_BYTES);
+        let beside = beside.max(by.past_bytes(tile, team)).next_multiple_of(BARRIERS_BYTES);
         let room = SHARED_BYTES - 2 * BARRIERS_BYTES - beside;
         // Behind its only tile, a block has no use for the ring.
         let alone = tiles.one_each();
@@ -196,7 +189,7 @@ mod tests {
     use super::*;
 
     fn cut(rows: usize, weight_rows: usize, beside: usize) -> Cut {
-        Cut::new(132, By::Warps, rows, weight_rows, |_| beside)
+        Cut::new(132, Tiles::new(132, weight_rows), By::Warps, rows, beside)
     }
 
     #[test]
@@ -238,6 +231,7 @@ mod tests {
         assert!(BARRIERS_BYTES + beside.stages * stage(&beside, 16) <= beside.beside);
         assert!(beside.beside + (90 << 10) <= SHARED_BYTES - BARRIERS_BYTES);
     }
+
     #[test]
     fn adapters_leave_room_for_sums() {
         assert!(By::Groups.has_room(256, 32, 120 << 10));
@@ -249,7 +243,7 @@ mod tests {
     fn groups_have_a_tile_among_them_or_are_teams() {
         let shares = |rows, weight_rows| {
             let Cut { tile, boxes, team, teams, stages, .. } =
-                Cut::new(132, By::Groups, rows, weight_rows, |_| 0);
+                Cut::new(132, Tiles::new(132, weight_rows), By::Groups, rows, 0);
             let read = team * UNITS_OF_WARP * UNIT * BOX_ROW_BYTES;
             let last = BARRIERS_BYTES + stages * boxes * (tile + rows) * BOX_ROW_BYTES;
             assert!(
