@@ -13,8 +13,7 @@
 //     2 t + 9;
 //   of O^T, for every 64 elements: elements 8 g to 8 g + 7 of heads 2 t and 2 t + 1.
 // Where only 32 elements are left of a head, the last two lines have 4 g to 4 g + 3.
-#include "attention.cuh"
-#include "mma.cuh"
+#include "attention_own.cuh"
 
 constexpr int HEADS = 8;
 
@@ -30,84 +29,69 @@ __device__ constexpr bool turns() {
     return DIM % 64 == 0;
 }
 
-// Queries, keys and values of a row.
+// What a lane has of 16 positions' keys and values. What is fetched for the row's own may be what lay
+// there before. Positions behind it are not seen, but multiplied by zero, so what stands for them must
+// be numbers: its own, too.
 template <int DIM>
-__device__ inline const Element* row_of(const AttentionParams& p, u32 row) {
-    return p.qkv + static_cast<u64>(row) * (p.query_heads + 2 * p.key_heads) * DIM;
-}
+struct Positions {
+    uint4 keys[DIM / 32][2], values[DIM / 64][4];
+    uint2 rest[DIM % 64 == 0 ? 1 : 4];
 
-// Where a row's own keys and values go, and by which angles it is rotated: known before they are.
-struct Own {
-    u32 position, slot;
-    const float* angles;
-};
+    // Which of the 16 a lane's n-th key is, and its n-th value.
+    __device__ static u32 key_at(int n) { return threadIdx.x % 32 / 4 + n * 8; }
+    __device__ static u32 value_at(int n) { return threadIdx.x % 4 * 2 + n % 2 + n / 2 * 8; }
 
-template <int DIM>
-__device__ inline Own own_of(const AttentionParams& p, const Task& task, const Span& span) {
-    const u32 position = p.index.positions[task.row];
-    const u32 slot = place(p.index, span, position, p.block_tokens, p.key_heads, task.key_head);
-    const float* angles = p.table + static_cast<u64>(position) * DIM;
-    constexpr u32 LINE = 32;  // elements
-    if (threadIdx.x * LINE < DIM) {
-        asm volatile("prefetch.global.L1 [%0];" ::"l"(angles + threadIdx.x * LINE));
-    }
-    return {position, slot, angles};
-}
-
-// Rotates 8 pairs of elements by their angles, as rope_kv_store.cu does.
-__device__ inline void turn(Pack<8, Element>& first, Pack<8, Element>& second, const float* cosines,
-                            u32 half) {
-    float x[8], y[8], cos[8], sin[8], low[8], high[8];
-    widen(x, first);
-    widen(y, second);
-    load(cos, cosines);
-    load(sin, cosines + half);
+    // Those that lie in `slot` of the lanes from `lane` on.
+    __device__ void fetch_keys(const AttentionParams& p, u32 slot, u32 lane) {
+        const u32 t = threadIdx.x % 4;
 #pragma unroll
-    for (int n = 0; n < 8; n++) {
-        low[n] = x[n] * cos[n] - y[n] * sin[n];
-        high[n] = y[n] * cos[n] + x[n] * sin[n];
+        for (int n = 0; n < 2; n++) {
+            const u32 from = __shfl_sync(~0u, slot, lane + key_at(n));
+#pragma unroll
+            for (int i = 0; i < DIM / 32; i++) keys[i][n] = part_of<DIM>(p.keys, from, i * 4 + t);
+        }
     }
-    first.raw.words = uint4{pair_of(low[0], low[1]), pair_of(low[2], low[3]),
-                            pair_of(low[4], low[5]), pair_of(low[6], low[7])};
-    second.raw.words = uint4{pair_of(high[0], high[1]), pair_of(high[2], high[3]),
-                             pair_of(high[4], high[5]), pair_of(high[6], high[7])};
-}
 
-// Rotates the row's own key, and writes key and value to where the block finds them with the others.
-// Blocks that share them write the same.
-template <int DIM>
-__device__ inline void keep_own(const AttentionParams& p, const Task& task, const Own& own) {
-    if (task.chunk.end != own.position + 1) return;
-    const u64 at = static_cast<u64>(own.slot) * DIM;
-    const Element* key = row_of<DIM>(p, task.row) + (p.query_heads + task.key_head) * DIM;
-    const Element* value = key + p.key_heads * DIM;
-    constexpr u32 TURNS = DIM / 16, COPIES = DIM / 8;  // threads
-    static_assert(TURNS + COPIES <= THREADS, "8 elements a thread");
-    if (threadIdx.x < TURNS) {
-        const u32 i = threadIdx.x * 8;
-        Pack<8, Element> low = fetch<8>(key + i), high = fetch<8>(key + DIM / 2 + i);
-        turn(low, high, own.angles + i, DIM / 2);
-        *reinterpret_cast<uint4*>(p.keys + at + i) = low.raw.words;
-        *reinterpret_cast<uint4*>(p.keys + at + DIM / 2 + i) = high.raw.words;
-    } else if (threadIdx.x < TURNS + COPIES) {
-        const u32 i = (threadIdx.x - TURNS) * 8;
-        *reinterpret_cast<uint4*>(p.values + at + i) = fetch<8>(value + i).raw.words;
+    __device__ void fetch_values(const AttentionParams& p, u32 slot, u32 lane) {
+        const u32 g = threadIdx.x % 32 / 4;
+#pragma unroll
+        for (int n = 0; n < 4; n++) {
+            const u32 from = __shfl_sync(~0u, slot, lane + value_at(n));
+#pragma unroll
+            for (int i = 0; i < DIM / 64; i++) values[i][n] = part_of<DIM>(p.values, from, i * 8 + g);
+            if constexpr (DIM % 64 != 0) {
+                const u64 at = static_cast<u64>(from) * DIM + DIM / 64 * 64 + g * 4;
+                rest[n] = fetch<4>(p.values + at).raw.words;
+            }
+        }
     }
-    __syncthreads();
-}
 
-// 8 elements of a key or value. Counted in parts, 32 bits reach all of a cache.
-template <int DIM>
-__device__ inline uint4 part_of(const Element* cache, u32 slot, u32 part) {
-    return reinterpret_cast<const uint4*>(cache)[slot * (DIM / 8) + part];
-}
+    // Among 16 positions from `first` on.
+    __device__ void put_own_key(const OwnParts<DIM>& own, u32 position, u32 first) {
+        const u32 t = threadIdx.x % 4;
+#pragma unroll
+        for (int n = 0; n < 2; n++) {
+            if (first + key_at(n) < position) continue;
+#pragma unroll
+            for (int i = 0; i < DIM / 32; i++) keys[i][n] = own.key[i * 4 + t];
+        }
+    }
+
+    __device__ void put_own_value(const OwnParts<DIM>& own, u32 position, u32 first) {
+        const u32 g = threadIdx.x % 32 / 4;
+#pragma unroll
+        for (int n = 0; n < 4; n++) {
+            if (first + value_at(n) < position) continue;
+#pragma unroll
+            for (int i = 0; i < DIM / 64; i++) values[i][n] = own.value[i * 8 + g];
+        }
+    }
+};
 
 template <int DIM>
 struct Decode {
     static constexpr int STEPS = DIM / 16;  // products that a score takes
     static constexpr int TILES = DIM / 16;  // products that 16 positions' values take
-    // Of the values, 64 elements at a time, those that there are registers for beside the keys.
-    static constexpr int EARLY = DIM > 128 ? 0 : DIM / 64;
 
     u32 query[STEPS][2];
     float largest[2], total[2], sum[TILES][4];
@@ -115,20 +99,18 @@ struct Decode {
     __device__ Decode(const AttentionParams& p, const Task& task, const Own& own) {
         const u32 g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
         const Element* from = row_of<DIM>(p, task.row) + (task.query_head + g) * DIM + t * 8;
-        Pack<8, Element> raw[DIM / 32] = {};
+        uint4 raw[DIM / 32] = {};
 #pragma unroll
         for (int i = 0; i < DIM / 32; i++) {
-            if (g < task.heads) raw[i] = fetch<8>(from + i * 32);
+            if (g < task.heads) raw[i] = fetch<8>(from + i * 32).raw.words;
         }
-        if constexpr (turns<DIM>()) {
 #pragma unroll
-            for (int i = 0; i < DIM / 64 && p.table; i++) {
-                turn(raw[i], raw[i + DIM / 64], own.angles + i * 32 + t * 8, DIM / 2);
-            }
+        for (int i = 0; i < DIM / 64 && turns<DIM>() && p.table; i++) {
+            turn(raw[i], raw[i + DIM / 64], own.angles + i * 32 + t * 8, DIM / 2);
         }
 #pragma unroll
         for (int i = 0; i < DIM / 32; i++) {
-            const uint4 words = raw[i].raw.words;
+            const uint4 words = raw[i];
             query[2 * i][0] = words.x, query[2 * i][1] = words.y;
             query[2 * i + 1][0] = words.z, query[2 * i + 1][1] = words.w;
         }
@@ -141,58 +123,18 @@ struct Decode {
         }
     }
 
-    // The 16 positions that lie in `slot` of the lanes from `first` on, of which `seen` are seen.
-    __device__ void take(const AttentionParams& p, u32 slot, u32 first, u32 seen) {
-        const u32 g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-        auto slot_of = [&](u32 i) { return __shfl_sync(~0u, slot, first + i); };
-        const u32 low = slot_of(g), high = slot_of(g + 8);
-        const u32 slots[4] = {slot_of(2 * t), slot_of(2 * t + 1), slot_of(2 * t + 8),
-                              slot_of(2 * t + 9)};
-        uint4 keys[DIM / 32][2];
+    __device__ void score(float (&scores)[4], const Positions<DIM>& positions) const {
 #pragma unroll
         for (int i = 0; i < DIM / 32; i++) {
-            keys[i][0] = part_of<DIM>(p.keys, low, i * 4 + t);
-            keys[i][1] = part_of<DIM>(p.keys, high, i * 4 + t);
-        }
-        float scores[4] = {};
-        uint4 values[DIM / 64][4];
-        auto fetch_values = [&](int i) {
-#pragma unroll
-            for (int n = 0; n < 4; n++) {
-                values[i][n] = part_of<DIM>(p.values, slots[n], i * 8 + g);
-            }
-        };
-#pragma unroll
-        for (int i = 0; i < EARLY; i++) fetch_values(i);
-        score(scores, keys);
-#pragma unroll
-        for (int i = EARLY; i < DIM / 64; i++) fetch_values(i);
-        u32 weights[2];
-        weigh(scores, p.scale, seen, weights);
-        gather(values, weights);
-        if constexpr (DIM % 64 != 0) {
-            uint2 rest[4];
-#pragma unroll
-            for (int n = 0; n < 4; n++) {
-                rest[n] = fetch<4>(p.values + static_cast<u64>(slots[n]) * DIM + DIM / 64 * 64 + g * 4).raw.words;
-            }
-            add(DIM / 64 * 4, rest[0].x, rest[1].x, rest[2].x, rest[3].x, weights);
-            add(DIM / 64 * 4 + 1, rest[0].y, rest[1].y, rest[2].y, rest[3].y, weights);
-        }
-    }
-
-    __device__ void score(float (&scores)[4], const uint4 (&keys)[DIM / 32][2]) const {
-#pragma unroll
-        for (int i = 0; i < DIM / 32; i++) {
-            const uint4 a = keys[i][0], b = keys[i][1];
+            const uint4 a = positions.keys[i][0], b = positions.keys[i][1];
             const u32 first[4] = {a.x, b.x, a.y, b.y}, second[4] = {a.z, b.z, a.w, b.w};
             multiply_add(scores, first, query[2 * i][0], query[2 * i][1]);
             multiply_add(scores, second, query[2 * i + 1][0], query[2 * i + 1][1]);
         }
-        if constexpr (EARLY < DIM / 64) asm volatile("" ::: "memory");  // no load moves up
     }
 
-    // Turns scores into weights and makes room for them in the running softmax.
+    // Turns scores of 16 positions, of which `seen` are seen, into weights, and makes room for them in
+    // the running softmax.
     __device__ void weigh(float (&scores)[4], float scale, u32 seen, u32 (&weights)[2]) {
         const u32 g = threadIdx.x % 32 / 4;
 #pragma unroll
@@ -222,14 +164,20 @@ struct Decode {
         weights[1] = transpose(pair_of(scores[2], scores[3]));
     }
 
-    __device__ void gather(const uint4 (&values)[DIM / 64][4], const u32 (&weights)[2]) {
+    __device__ void gather(const Positions<DIM>& positions, const u32 (&weights)[2]) {
 #pragma unroll
         for (int i = 0; i < DIM / 64; i++) {
-            const uint4 a = values[i][0], b = values[i][1], c = values[i][2], d = values[i][3];
+            const uint4(&from)[4] = positions.values[i];
+            const uint4 a = from[0], b = from[1], c = from[2], d = from[3];
             add(4 * i, a.x, b.x, c.x, d.x, weights);
             add(4 * i + 1, a.y, b.y, c.y, d.y, weights);
             add(4 * i + 2, a.z, b.z, c.z, d.z, weights);
             add(4 * i + 3, a.w, b.w, c.w, d.w, weights);
+        }
+        if constexpr (DIM % 64 != 0) {
+            const uint2(&from)[4] = positions.rest;
+            add(DIM / 64 * 4, from[0].x, from[1].x, from[2].x, from[3].x, weights);
+            add(DIM / 64 * 4 + 1, from[0].y, from[1].y, from[2].y, from[3].y, weights);
         }
     }
 
@@ -280,8 +228,48 @@ __device__ inline void bring(const AttentionParams& p, u32 slot) {
     }
 }
 
-// Where everything lies is known before the row's own keys and values are, and older ones are on
-// their way by then.
+// Whether there are registers for 16 positions' values beside their keys.
+template <int DIM>
+constexpr bool BOTH = DIM <= 128;
+
+// The positions that one warp takes, 32 of every TILE, 16 at a time.
+template <int DIM>
+struct Walk {
+    const AttentionParams& p;
+    const Task& task;
+    const Span& span;
+    u32 first, slot;      // of the next 16, and where their 32 lie
+    bool second = false;  // half of the 32
+    Positions<DIM> positions;
+
+    // Has the keys and values of the first tiles brought to the cache.
+    __device__ Walk(const AttentionParams& p, const Task& task, const Span& span)
+        : p(p), task(task), span(span), first(task.chunk.begin + threadIdx.x / 32 * 32) {
+        for (u32 tile = CHUNK_TILES_MIN; tile-- > 0;) {
+            if (first + tile * TILE >= task.chunk.end) continue;
+            slot = slot_of(p, task, span, first + tile * TILE);
+            bring<DIM>(p, slot);
+        }
+    }
+
+    __device__ bool is_over() const { return first >= task.chunk.end; }
+
+    __device__ void advance() {
+        first += second ? TILE - 16 : 16, second = !second;
+        if (!second && !is_over()) slot = slot_of(p, task, span, first);
+    }
+
+    __device__ void fetch_keys() {
+        if (!is_over()) positions.fetch_keys(p, slot, second * 16);
+    }
+
+    __device__ void fetch_values() {
+        if (!is_over()) positions.fetch_values(p, slot, second * 16);
+    }
+};
+
+// Where everything lies is known before the row's own keys and values are. Older ones are on their way
+// by then, and so are always 16 positions while 16 are multiplied, where there are registers for it.
 template <int DIM>
 __device__ void attend(const AttentionParams& p) {
     extern __shared__ float shared[];
@@ -289,40 +277,53 @@ __device__ void attend(const AttentionParams& p) {
     const Task task = task_of<HEADS>(p);
     if (blockIdx.x >= task.chunk.count) return wait_for_previous();
     const Span span = p.index.spans[p.index.row_span[task.row]];
-    const u32 warp = threadIdx.x / 32, begin = task.chunk.begin + warp * 32, end = task.chunk.end;
-    u32 slot = 0;
-    for (u32 tile = 0; tile < CHUNK_TILES_MIN && begin + tile * TILE < end; tile++) {
-        u32 brought = slot_of(p, task, span, begin + tile * TILE);
-        bring<DIM>(p, brought);
-        if (tile == 0) slot = brought;
-    }
-    Own own = {};
-    if constexpr (turns<DIM>()) {
-        if (p.table) own = own_of<DIM>(p, task, span);
-    }
+    const bool rotates = turns<DIM>() && p.table;
+    const Own own = rotates ? own_of<DIM>(p, task, span) : Own{};
+    Walk<DIM> walk(p, task, span);
+    if (BOTH<DIM> && rotates) walk.fetch_keys(), walk.fetch_values();
     wait_for_previous();
-    // Its queries are asked for before its keys and values are kept, which a barrier follows.
+    if (BOTH<DIM> && !rotates) walk.fetch_keys(), walk.fetch_values();
+    __shared__ OwnParts<DIM> parts;
+    const auto brought = OwnParts<DIM>::fetch(own);
     Decode<DIM> decode(p, task, own);
-    if constexpr (turns<DIM>()) {
-        if (p.table) keep_own<DIM>(p, task, own);
-    }
-    for (u32 first = begin; first < end; first += TILE) {
-        if (first > begin) slot = slot_of(p, task, span, first);
-        decode.take(p, slot, 0, end - first);
-        if (first + 16 < end) decode.take(p, slot, 16, end - first - 16);
+    parts.put(p, own, brought);
+    __syncthreads();
+    while (!walk.is_over()) {
+        const u32 first = walk.first;
+        float scores[4] = {};
+        u32 weights[2];
+        if constexpr (!BOTH<DIM>) walk.fetch_keys();
+        walk.positions.put_own_key(parts, own.position, first);
+        decode.score(scores, walk.positions);
+        if constexpr (BOTH<DIM>) {
+            walk.advance();
+            walk.fetch_keys();
+        } else {
+            asm volatile("" ::: "memory");  // no load moves up
+            walk.fetch_values();
+        }
+        decode.weigh(scores, p.scale, task.chunk.end - first, weights);
+        walk.positions.put_own_value(parts, own.position, first);
+        decode.gather(walk.positions, weights);
+        if constexpr (BOTH<DIM>) {
+            walk.fetch_values();
+        } else {
+            walk.advance();
+        }
     }
     decode.share(shares);
     finish<HEADS>(p, task, shares);
 }
 
-// BLOCKS share a multiprocessor: more of them would spill registers.
-#define ATTENTION_DECODE(DIM, BLOCKS)                             \
-    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) \
-        attention_decode_##DIM(AttentionParams p) {               \
-        attend<DIM>(p);                                           \
+// COUNT registers a thread: those of 128 elements leave a product with adapters room beside a block
+// (gemm_stream.cu).
+#define ATTENTION_DECODE(DIM, COUNT)                      \
+    extern "C" __global__ void REGISTERS(COUNT, THREADS) \
+        attention_decode_##DIM(AttentionParams p) {       \
+        attend<DIM>(p);                                   \
     }
 
-ATTENTION_DECODE(64, 3)
-ATTENTION_DECODE(96, 2)
-ATTENTION_DECODE(128, 2)
-ATTENTION_DECODE(256, 1)
+ATTENTION_DECODE(64, 96)
+ATTENTION_DECODE(96, 168)
+ATTENTION_DECODE(128, 160)
+ATTENTION_DECODE(256, 255)

@@ -20,7 +20,8 @@ __device__ inline void let_next_in() {
 // What the kernels before this one wrote may be read, and written, from here on. Every kernel calls
 // it, in every block that writes: so whoever has waited knows that all before are done. What those
 // that are let in meanwhile, perhaps several, read before their own wait is written by no kernel at
-// all, such as weights and a step's index data.
+// all, such as weights and a step's index data, or by one of an earlier step, such as older keys and
+// values: a step starts with a copy, which waits for all before it.
 __device__ inline void wait_for_previous_alone() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");

@@ -38,9 +38,9 @@ macro_rules! embedded {
 }
 
 const HEADERS: &[Source] = embedded!(
-    ".cuh": "adapters", "add_norm", "attention", "attention_tiles", "bulk", "chain", "cluster",
-    "element", "gemm_stream", "lora", "lora_decode", "lora_decode_expand", "lora_few", "lora_long",
-    "mma", "paged", "params", "peer", "reduce", "wgmma"
+    ".cuh": "adapters", "add_norm", "attention", "attention_own", "attention_tiles", "bulk",
+    "chain", "cluster", "element", "gemm_stream", "lora", "lora_decode", "lora_decode_expand",
+    "lora_few", "lora_long", "mma", "paged", "params", "peer", "reduce", "wgmma"
 );
 
 const SOURCES: &[Source] = embedded!(

@@ -1,18 +1,8 @@
 // Adapters of a product for the emulator's tests, and what they add by the book.
 #pragma once
 
+#include "elements.h"
 #include "params.cuh"
-
-typedef std::vector<Element> Elements;
-
-inline Elements some(size_t count, float scale) {
-    Elements elements(count);
-    for (Element& element : elements) from_f32(element, any() * scale);
-    return elements;
-}
-
-inline u32 divide_up(u32 a, u32 b) { return (a + b - 1) / b; }
-inline u32 align(u32 at, u32 to) { return divide_up(at, to) * to; }
 
 struct PairShape {
     u32 rank, blocks;

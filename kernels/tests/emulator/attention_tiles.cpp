@@ -2,7 +2,7 @@
 #include "device.h"
 
 #define ELEMENT_BF16
-#include "adapters.h"
+#include "elements.h"
 #include "attention_tiles.cuh"
 #include <wgmma.cuh>
 

@@ -34,6 +34,12 @@ struct uint2 {
 struct uint4 {
     unsigned x, y, z, w;
 };
+struct float2 {
+    float x, y;
+};
+struct float4 {
+    float x, y, z, w;
+};
 
 [[noreturn]] inline void fail(const char* why, unsigned long value = 0) {
     printf("%s (%lu)\n", why, value);
@@ -214,6 +220,17 @@ inline float __uint_as_float(unsigned x) {
     return value;
 }
 inline float __int_as_float(int x) { return __uint_as_float(x); }
+inline void __threadfence() {}
+template <class T>
+T __ldcg(const T* from) {
+    return *from;
+}
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
+    const unsigned long both = low | static_cast<unsigned long>(high) << 32;
+    unsigned chosen = 0;
+    for (int i = 0; i < 4; i++) chosen |= (both >> (selector >> i * 4 & 7) * 8 & 0xff) << i * 8;
+    return chosen;
+}
 inline unsigned atomicAdd(unsigned* to, unsigned more) { return (*to += more) - more; }
 
 // Rounded to nearest, ties to even.

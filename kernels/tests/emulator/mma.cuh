@@ -51,6 +51,26 @@ inline void multiply_add(float (&sums)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     });
 }
 
+struct Turned {
+    u32 pair, turned;
+};
+
+// Lane l = 4 g + t held row g, columns 2 t and the next.
+inline u32 transpose(u32 pair) {
+    Turned own = {pair, 0};
+    with_warp(&own, [](void** all) {
+        unsigned short elements[8][8];
+        for (int lane = 0; lane < 32; lane++) {
+            memcpy(&elements[lane / 4][lane % 4 * 2], &static_cast<Turned*>(all[lane])->pair, 4);
+        }
+        for (int lane = 0; lane < 32; lane++) {
+            const int g = lane / 4, t = lane % 4 * 2;
+            static_cast<Turned*>(all[lane])->turned = elements[t][g] | u32{elements[t + 1][g]} << 16;
+        }
+    });
+    return own.turned;
+}
+
 struct Loaded {
     u32* to;
     u32 row;

@@ -23,7 +23,11 @@ INSTRUCTIONS = [
         r'extern __shared__ (?:__align__\(\d+\) )?([\w ]+?) (\w+)\[\];',
         r"\1* \2 = reinterpret_cast<\1*>(device.own().shared);",
     ),
-    (r'__shared__ (\w+) (\w+)((?:\[\w+\])+);', r"auto& \2 = static_shared<\1\3>();"),
+    (
+        r'__shared__ (\w+(?:<\w+>)?) (\w+)((?:\[\w+\])*);',
+        r"auto& \2 = static_shared<\1\3>();",
+    ),
+    (r'asm volatile\("prefetch\.[^;]*;" ::"l"\([^;]*\)\);', ";"),
     (r'asm volatile\("bar\.sync (\d), (\d+);" ::: "memory"\);', r"named_sync(\1, \2);"),
     (r'asm volatile\("bar\.arrive (\d), (\d+);" ::: "memory"\);', r"named_arrive(\1, \2);"),
     (r'asm\("ex2\.approx[^;]*;[^;]*;', "power = exp2f(x);"),
