@@ -20,8 +20,10 @@ const TILE_BYTES_MAX: usize = 32 << 10;
 const GATED_TILE_BYTES_MAX: usize = 256 << 10;
 const GATED_ROWS_MAX: usize = 32;
 
-/// Slots of the ring of B, and bytes of one: of many rows, whose sums take room too, half as many.
+/// Slots of the ring of B, and bytes of one: no more than hold what a tile needs, as the ring of
+/// weights has the rest; of many rows, whose sums take room too, half as many.
 const SLOTS: usize = 12;
+const SLOT_BYTES_MIN: usize = 1024;
 const SLOT_BYTES_MAX: usize = 4096;
 const SLOT_BYTES: usize = 2048;
 
@@ -80,12 +82,19 @@ impl Adapters<'_> {
     }
 
     fn few(&self, tile: usize, parts: usize) -> bool {
-        let (decode, rows) = (&self.site.decode, self.step.rows);
-        let segments = decode.segments(rows);
-        let bytes = segments * tile * decode.staged() * SIXTEEN_BITS;
+        let rows = self.step.rows;
         let gated = parts == 2 && rows <= GATED_ROWS_MAX;
         let bytes_max = if gated { GATED_TILE_BYTES_MAX } else { TILE_BYTES_MAX };
-        rows <= ROWS_ANY || segments <= SEGMENTS_MAX || bytes <= bytes_max
+        rows <= ROWS_ANY || self.segments() <= SEGMENTS_MAX || self.tile_bytes(tile) <= bytes_max
+    }
+
+    fn segments(&self) -> usize {
+        self.site.decode.segments(self.step.rows)
+    }
+
+    /// Bytes of B that a tile needs.
+    fn tile_bytes(&self, tile: usize) -> usize {
+        self.segments() * tile * self.site.decode.staged() * SIXTEEN_BITS
     }
 
     fn shrunk_bytes(&self) -> usize {
@@ -102,16 +111,19 @@ impl Adapters<'_> {
         let pieces = self.step.rows * self.site.shape.targets.len() * PIECE_BYTES;
         let shrunk = (SLICES_BYTES + pieces).next_multiple_of(ALIGNMENT);
         let ring = (shrunk + self.shrunk_bytes()).next_multiple_of(ALIGNMENT);
-        let sums = ring + SLOTS * self.slot_bytes();
+        let sums = ring + SLOTS * self.slot_bytes(tile);
         let end = sums + self.step.rows * (tile + 4) * size_of::<f32>();
         [0, shrunk, ring, sums, end]
     }
 
     /// Always enough for the 8 columns that are multiplied at once.
-    fn slot_bytes(&self) -> usize {
+    fn slot_bytes(&self, tile: usize) -> usize {
         let least = 8 * self.site.decode.staged() * SIXTEEN_BITS;
-        let half = self.step.rows > ROWS_ANY && least <= SLOT_BYTES;
-        if half { SLOT_BYTES } else { SLOT_BYTES_MAX }
+        let wanted = match self.step.rows > ROWS_ANY {
+            true => SLOT_BYTES,
+            false => self.tile_bytes(tile).div_ceil(SLOTS).next_power_of_two(),
+        };
+        wanted.max(least.next_power_of_two()).clamp(SLOT_BYTES_MIN, SLOT_BYTES_MAX)
     }
 
     /// With what [`Self::shared_bytes`] counts from `start` on.
@@ -130,7 +142,7 @@ impl Adapters<'_> {
             shrunk,
             ring,
             sums,
-            slot_bytes: to_u32(self.slot_bytes()),
+            slot_bytes: to_u32(self.slot_bytes(tile)),
         }
     }
 }

@@ -25,8 +25,10 @@ const BOXES_MAX: usize = 8;
 const STAGE_BYTES: usize = 16 << 10;
 const STAGES_MAX: usize = 16;
 
-/// What a stage of both operands is worth where groups multiply.
-const STAGE_OF_BOTH_BYTES: usize = 28 << 10;
+/// What a stage of both operands is worth where groups multiply, alone and where what is computed
+/// beside them leaves the ring less room.
+const STAGE_OF_BOTH_BYTES: usize = 32 << 10;
+const STAGE_OF_BOTH_BESIDE_BYTES: usize = 28 << 10;
 
 /// Weights of a block that are under way at once, of as many blocks as multiprocessors. Fewer
 /// leave bandwidth unused; more make the loads of the kernels before it wait for up to 6 us
@@ -70,9 +72,10 @@ impl By {
     }
 
     /// Boxes of each operand that make a stage.
-    fn boxes(self, tile: usize, rows: usize) -> usize {
+    fn boxes(self, tile: usize, rows: usize, beside: usize) -> usize {
         let of_weight = STAGE_BYTES / (tile * BOX_ROW_BYTES);
-        let of_both = STAGE_OF_BOTH_BYTES / ((tile + rows) * BOX_ROW_BYTES);
+        let both = if beside == 0 { STAGE_OF_BOTH_BYTES } else { STAGE_OF_BOTH_BESIDE_BYTES };
+        let of_both = both / ((tile + rows) * BOX_ROW_BYTES);
         match self {
             By::Warps => of_weight.clamp(1, BOXES_MAX),
             By::Groups => of_weight.min(of_both).clamp(1, BOXES_MAX),
@@ -90,7 +93,7 @@ impl By {
 
     /// Whether beside so many bytes there is room for a ring, and then for sums.
     pub fn has_room(self, tile: usize, rows: usize, beside: usize) -> bool {
-        let stage = self.boxes(tile, rows) * (tile + rows) * BOX_ROW_BYTES;
+        let stage = self.boxes(tile, rows, beside) * (tile + rows) * BOX_ROW_BYTES;
         let beside = beside.next_multiple_of(BARRIERS_BYTES);
         2 * BARRIERS_BYTES + beside + stage.max(self.sums_bytes(rows)) <= SHARED_BYTES
     }
@@ -153,7 +156,7 @@ impl Cut {
     pub fn new(processors: usize, tiles: Tiles, by: By, rows: usize, beside: usize) -> Self {
         let Tiles { blocks, tile, .. } = tiles;
         let team = tile.div_ceil(UNITS_OF_WARP * UNIT).next_power_of_two();
-        let boxes = by.boxes(tile, rows);
+        let boxes = by.boxes(tile, rows, beside);
         let weight = boxes * tile * BOX_ROW_BYTES;
         let stage = weight + boxes * rows * BOX_ROW_BYTES;
         let sums = by.sums_bytes(rows);
@@ -251,8 +254,8 @@ mod tests {
             );
             (tile, boxes, team, teams)
         };
-        assert_eq!(shares(32, 4096), (32, 3, 1, 2));
-        assert_eq!(shares(64, 8192), (64, 1, 1, 2));
+        assert_eq!(shares(32, 4096), (32, 4, 1, 2));
+        assert_eq!(shares(64, 8192), (64, 2, 1, 2));
         assert_eq!(shares(64, 14336), (112, 1, 2, 1));
         assert_eq!(shares(64, 28672), (224, 1, 4, 1));
     }

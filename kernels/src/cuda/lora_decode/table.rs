@@ -47,6 +47,10 @@ const ON_THEIR_WAY: usize = 1024;
 pub const SPLITS_MAX: usize = 16;
 const PIECE_COST: usize = 60;
 
+/// Inputs from which on they are cut beside a product: of fewer, more blocks cost it more than
+/// they save (docs/performance.md).
+const CUT_BESIDE_MIN: usize = 4 * ON_THEIR_WAY;
+
 /// Shrunk activations of a row are that many, or a multiple: 16 bytes of them once rounded.
 const H_ALIGNMENT: usize = 8;
 
@@ -110,7 +114,11 @@ impl DecodeTable {
 
     /// Parts that shrink cuts the inputs into in a step of so many rows.
     pub fn splits(&self, rows: usize) -> usize {
-        splits(self.inputs, self.segments(rows) * self.tiles, self.blocks(rows))
+        let blocks = self.blocks(rows);
+        if blocks == self.processors && self.inputs < CUT_BESIDE_MIN {
+            return 1;
+        }
+        splits(self.inputs, self.segments(rows) * self.tiles, blocks)
     }
 
     /// Whether a product of so many rows starts beside shrink, not behind it.
