@@ -68,7 +68,8 @@ pub struct DecodeTable {
     /// Inputs of the site, and multiprocessors.
     inputs: usize,
     processors: usize,
-    /// Rows of few segments up to which products leave room for shrink.
+    /// Rows of few segments up to which products leave room for shrink; none where they do not
+    /// stream.
     beside_rows: usize,
     /// Whether all pairs ever loaded are cut as `lora_rows.cu` needs it.
     pub even: bool,
@@ -123,7 +124,7 @@ impl DecodeTable {
 
     /// Whether a product of so many rows starts beside shrink, not behind it.
     pub fn beside(&self, rows: usize) -> bool {
-        rows <= ROWS_ANY || rows <= self.beside_rows && self.segments(rows) <= SEGMENTS_MAX
+        rows <= self.beside_rows && (rows <= ROWS_ANY || self.segments(rows) <= SEGMENTS_MAX)
     }
 
     /// Blocks of shrink in a step of so many rows: one a multiprocessor where a product may be
