@@ -79,19 +79,46 @@ struct Batch {
     }
 };
 
-// Where rows keep their own keys and values, nothing has been written before.
+// Keeps all rows' own keys, rotated, and values in the cache.
 template <int DIM>
-static void keep_all(Batch<DIM>& batch, const Batch<DIM>& before) {
+static void keep_all(Batch<DIM>& batch) {
+    const Shape& shape = batch.shape;
     for (u32 row = 0; row < batch.positions.size(); row++) {
-        for (u32 head = 0; head < batch.shape.key_heads; head++) {
-            const u32 of_row = batch.shape.query_heads + head;
-            const Elements key = before.rotated(row, of_row);
-            const Element* value = &before.qkv[row * before.fused() + (of_row + batch.shape.key_heads) * DIM];
-            const size_t at = before.place(row, before.positions[row], head);
+        for (u32 head = 0; head < shape.key_heads; head++) {
+            const u32 of_row = shape.query_heads + head;
+            const Elements key = batch.rotated(row, of_row);
+            const Element* value = &batch.qkv[row * batch.fused() + (of_row + shape.key_heads) * DIM];
+            const size_t at = batch.place(row, batch.positions[row], head);
             memcpy(&batch.keys[at], key.data(), DIM * sizeof(Element));
             memcpy(&batch.values[at], value, DIM * sizeof(Element));
         }
     }
+}
+
+// Leaves NaN where rows will keep their own.
+template <int DIM>
+static void forget_all(Batch<DIM>& batch) {
+    for (u32 row = 0; row < batch.positions.size(); row++) {
+        for (u32 head = 0; head < batch.shape.key_heads; head++) {
+            const size_t at = batch.place(row, batch.positions[row], head);
+            memset(&batch.keys[at], 0xff, DIM * sizeof(Element));
+            memset(&batch.values[at], 0xff, DIM * sizeof(Element));
+        }
+    }
+}
+
+// All rows' queries, as they meet the keys.
+template <int DIM>
+static Elements queries_of(const Batch<DIM>& batch, bool rotates) {
+    Elements queries;
+    for (u32 row = 0; row < batch.positions.size(); row++) {
+        for (u32 head = 0; head < batch.shape.query_heads; head++) {
+            const Element* from = &batch.qkv[row * batch.fused() + head * DIM];
+            const Elements query = rotates ? batch.rotated(row, head) : Elements(from, from + DIM);
+            queries.insert(queries.end(), query.begin(), query.end());
+        }
+    }
+    return queries;
 }
 
 template <int DIM>
@@ -101,20 +128,19 @@ static void attend_all(Batch<DIM>& batch, bool rotates) {
     const auto size = qkv.size() * sizeof(Element);
     memset(batch.qkv.data(), 0xff, size);
     previous = [&] { memcpy(batch.qkv.data(), qkv.data(), size); };
-    gridDim.y = batch.shape.key_heads * divide_up(batch.group(), HEADS);
+    const u32 parts = batch.shape.key_heads * divide_up(batch.group(), HEADS);
     for (blockIdx.z = 0; blockIdx.z < batch.positions.size(); blockIdx.z++) {
-        for (blockIdx.y = 0; blockIdx.y < gridDim.y; blockIdx.y++) {
-            const u32 parts = gridDim.y;
-            launch(divide_up(batch.positions[blockIdx.z] + 1, CHUNK_TILES_MIN * TILE), THREADS, [&] {
+        const u32 chunks = divide_up(batch.positions[blockIdx.z] + 1, CHUNK_TILES_MIN * TILE);
+        for (blockIdx.y = 0; blockIdx.y < parts; blockIdx.y++) {
+            launch(chunks, THREADS, [&] {
                 gridDim.y = parts;
                 attend<DIM>(p);
             });
-            gridDim.y = parts;
         }
     }
 }
 
-// `batch` has queries and keys rotated.
+// Against what the cache holds by now, for queries that are rotated if they are to be.
 template <int DIM>
 static void hold_to_answer(const Batch<DIM>& batch, const Elements& queries) {
     for (u32 row = 0; row < batch.positions.size(); row++) {
@@ -145,30 +171,13 @@ template <int DIM>
 static void check(const Shape& shape, bool rotates) {
     Batch<DIM> batch(shape);
     Batch<DIM> kept = batch;
-    Elements queries;
-    for (u32 row = 0; row < batch.positions.size(); row++) {
-        for (u32 head = 0; head < shape.query_heads; head++) {
-            const Element* from = &batch.qkv[row * batch.fused() + head * DIM];
-            const Elements query = rotates ? batch.rotated(row, head) : Elements(from, from + DIM);
-            queries.insert(queries.end(), query.begin(), query.end());
-        }
-    }
-    if (rotates) {
-        keep_all(kept, batch);
-        const Element nan = {0xffff};
-        for (u32 row = 0; row < batch.positions.size(); row++) {
-            for (u32 head = 0; head < shape.key_heads; head++) {
-                const size_t at = batch.place(row, batch.positions[row], head);
-                for (u32 d = 0; d < DIM; d++) batch.keys[at + d] = batch.values[at + d] = nan;
-            }
-        }
-    }
+    if (rotates) keep_all(kept), forget_all(batch);
     attend_all(batch, rotates);
     for (size_t i = 0; i < kept.keys.size(); i++) {
         if (memcmp(&kept.keys[i], &batch.keys[i], sizeof(Element))) fail("a key", i);
         if (memcmp(&kept.values[i], &batch.values[i], sizeof(Element))) fail("a value", i);
     }
-    hold_to_answer(batch, queries);
+    hold_to_answer(batch, queries_of(kept, rotates));
 }
 
 int main(int, char** arguments) {
