@@ -317,10 +317,10 @@ __device__ void attend(const AttentionParams& p) {
 
 // COUNT registers a thread: those of 128 elements leave a product with adapters room beside a block
 // (gemm_stream.cu).
-#define ATTENTION_DECODE(DIM, COUNT)                      \
+#define ATTENTION_DECODE(DIM, COUNT)                     \
     extern "C" __global__ void REGISTERS(COUNT, THREADS) \
-        attention_decode_##DIM(AttentionParams p) {       \
-        attend<DIM>(p);                                   \
+        attention_decode_##DIM(AttentionParams p) {      \
+        attend<DIM>(p);                                  \
     }
 
 ATTENTION_DECODE(64, 96)

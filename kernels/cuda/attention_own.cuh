@@ -11,10 +11,12 @@ __device__ inline const Element* row_of(const AttentionParams& p, u32 row) {
     return p.qkv + static_cast<u64>(row) * (p.query_heads + 2 * p.key_heads) * DIM;
 }
 
+constexpr u32 NOWHERE = ~0u;  // behind all positions
+
 // A row's own key and value: where they are and where they go, and by which angles the key is rotated.
 // All of it is known before they are.
 struct Own {
-    u32 position = ~0u, slot;  // a position that no block has, if this one does not have the row's
+    u32 position = NOWHERE, slot;  // NOWHERE in blocks that do not have the row's position
     const Element *key, *value;
     const float* angles;
 };
@@ -29,7 +31,8 @@ __device__ inline Own own_of(const AttentionParams& p, const Task& task, const S
     if (threadIdx.x * LINE < DIM) {
         asm volatile("prefetch.global.L1 [%0];" ::"l"(angles + threadIdx.x * LINE));
     }
-    return {task.chunk.end == position + 1 ? position : ~0u, slot, key, key + p.key_heads * DIM, angles};
+    return {task.chunk.end == position + 1 ? position : NOWHERE, slot, key, key + p.key_heads * DIM,
+            angles};
 }
 
 // Rotates two pairs of elements by their angles, as rope_kv_store.cu does.
@@ -82,7 +85,7 @@ struct OwnParts {
     __device__ static Brought fetch(const Own& own) {
         Brought brought = {};
         const u32 i = threadIdx.x;
-        if (own.position == ~0u || i >= TURNS + COPIES) return brought;
+        if (own.position == NOWHERE || i >= TURNS + COPIES) return brought;
         brought.low = i < TURNS ? part_of<DIM>(own.key, 0, i) : part_of<DIM>(own.value, 0, i - TURNS);
         if (i < TURNS) brought.high = part_of<DIM>(own.key, 0, TURNS + i);
         return brought;
@@ -91,7 +94,7 @@ struct OwnParts {
     // Writes it to where later steps find it, too. Blocks that share a key/value head write the same.
     __device__ void put(const AttentionParams& p, const Own& own, Brought brought) {
         u32 i = threadIdx.x;
-        if (own.position == ~0u || i >= TURNS + COPIES) return;
+        if (own.position == NOWHERE || i >= TURNS + COPIES) return;
         if (i < TURNS) {
             turn(brought.low, brought.high, own.angles + i * 8, DIM / 2);
             key[i] = brought.low, key[TURNS + i] = brought.high;
