@@ -19,13 +19,12 @@ template <int N>
 __device__ inline float add(Element* residual, float (&sum)[N], const float (&delta)[N]) {
     float squares = 0.0f;
 #pragma unroll
-    for (int n = 0; n < N; n++) {
-        Element rounded;
-        from_f32(rounded, sum[n] + delta[n]);
-        sum[n] = to_f32(rounded);
-        squares += sum[n] * sum[n];
-    }
-    store(residual, sum);
+    for (int n = 0; n < N; n++) sum[n] += delta[n];
+    const Pack<N, Element> rounded = narrow<N, Element>(sum);
+    write(residual, rounded);
+    widen(sum, rounded);
+#pragma unroll
+    for (int n = 0; n < N; n++) squares += sum[n] * sum[n];
     return squares;
 }
 

@@ -46,11 +46,13 @@ __device__ inline Task task_of(const AttentionParams& p) {
     return {row, key_head, key_head * group + first, min(group - first, HEADS), chunk};
 }
 
-// What one warp has gathered for one head: largest score, sum of weights, weighted sum of values.
+// What one warp has gathered for one head: largest score, sum of weights, weighted sum of values. Its
+// size parts the banks of shared memory: those who write for every other head do not meet.
 template <int DIM>
-struct Share {
-    float largest, total, sum[DIM];
+struct alignas(16) Share {
+    float sum[DIM], largest, total;
 };
+static_assert(sizeof(Share<128>) % 128 == 16, "four floats on from one to the next");
 
 // True in the last block to arrive of `count`, which sees what all of them wrote before.
 __device__ inline bool last_to_arrive(u32* arrivals, u32 count) {
@@ -101,37 +103,54 @@ __device__ inline void add_chunks(const AttentionParams& p, const Task& task,
     }
 }
 
+// What the warps have of N elements of one head, as one.
+template <int N>
+struct Combined {
+    float largest = minus_infinity(), total = 0.0f, sum[N] = {};
+
+    template <int DIM, int HEADS>
+    __device__ Combined(const Share<DIM> (*shares)[HEADS], u32 head, u32 element) {
+#pragma unroll
+        for (int warp = 0; warp < WARPS; warp++) {
+            largest = fmaxf(largest, shares[warp][head].largest);
+        }
+#pragma unroll
+        for (int warp = 0; warp < WARPS; warp++) {
+            const Share<DIM>& share = shares[warp][head];
+            const float weight = weight_of(share.largest, largest);
+            float values[N];
+            load(values, share.sum + element);
+            total += weight * share.total;
+#pragma unroll
+            for (int n = 0; n < N; n++) sum[n] += weight * values[n];
+        }
+    }
+};
+
 // The warps' shares become the chunk's, and the chunks' the row's.
 template <int HEADS, int DIM>
 __device__ inline void finish(const AttentionParams& p, const Task& task,
-                              const Share<DIM> (*shares)[WARPS]) {
+                              const Share<DIM> (*shares)[HEADS]) {
+    constexpr int N = 4;  // elements that a thread takes at once: heads are multiples of it
     const u32 stride = 2 + p.dim;
     const u64 place = static_cast<u64>(blockIdx.z) * gridDim.y + blockIdx.y;
     float* partials = p.partials + place * HEADS * CHUNKS_MAX * stride;
     Element* out = p.out + (static_cast<u64>(task.row) * p.query_heads + task.query_head) * p.dim;
     const bool alone = task.chunk.count == 1;
     __syncthreads();
-    for (u32 i = threadIdx.x; i < task.heads * p.dim; i += THREADS) {
-        u32 head = i / p.dim, element = i % p.dim;
-        float largest = minus_infinity(), total = 0.0f, sum = 0.0f;
-#pragma unroll
-        for (int warp = 0; warp < WARPS; warp++) {
-            largest = fmaxf(largest, shares[head][warp].largest);
-        }
-#pragma unroll
-        for (int warp = 0; warp < WARPS; warp++) {
-            const Share<DIM>& share = shares[head][warp];
-            float weight = weight_of(share.largest, largest);
-            total += weight * share.total;
-            sum += weight * share.sum[element];
-        }
+    for (u32 i = threadIdx.x * N; i < task.heads * p.dim; i += THREADS * N) {
+        const u32 head = i / p.dim, element = i % p.dim;
+        Combined<N> all(shares, head, element);
         if (alone) {
-            from_f32(out[i], sum / total);
+#pragma unroll
+            for (int n = 0; n < N; n++) all.sum[n] /= all.total;
+            store(out + i, all.sum);
             continue;
         }
         float* partial = partials + (head * CHUNKS_MAX + blockIdx.x) * stride;
-        if (element == 0) partial[0] = largest, partial[1] = total;
-        partial[2 + element] = sum;
+        if (element == 0) partial[0] = all.largest, partial[1] = all.total;
+#pragma unroll
+        for (int n = 0; n < N; n++) partial[2 + element + n] = all.sum[n];
     }
     if (alone || !last_to_arrive(p.arrivals + place, task.chunk.count)) return;
     add_chunks<HEADS>(p, task, partials, out);

@@ -189,24 +189,35 @@ struct Decode {
         multiply_add(sum[tile], value, weights[0], weights[1]);
     }
 
-    __device__ void share(Share<DIM> (*shares)[WARPS]) {
-        const u32 warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    // Eight lanes write at a time, each 16 bytes: those of odd elements their second half first, so that
+    // no two meet in a bank.
+    __device__ void share(Share<DIM> (*shares)[HEADS]) {
+        const u32 g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 #pragma unroll
         for (int head = 0; head < 2; head++) {
-            Share<DIM>& share = shares[2 * t + head][warp];
+            Share<DIM>& share = shares[threadIdx.x / 32][2 * t + head];
             total[head] += __shfl_xor_sync(~0u, total[head], 4);
             total[head] += __shfl_xor_sync(~0u, total[head], 8);
             total[head] += __shfl_xor_sync(~0u, total[head], 16);
             if (g == 0) share.largest = largest[head], share.total = total[head];
 #pragma unroll
-            for (int tile = 0; tile < TILES; tile++) {
-                int wide = DIM / 64 * 4, rest = tile - wide;
-                u32 element = rest < 0 ? tile / 4 * 64 + g * 8 + tile % 4 * 2
-                                       : DIM / 64 * 64 + g * 4 + rest * 2;
-                share.sum[element] = sum[tile][head];
-                share.sum[element + 1] = sum[tile][head + 2];
+            for (int tile = 0; tile < DIM / 64 * 4; tile += 4) {
+                float* to = share.sum + tile / 4 * 64 + g * 8;
+                const float4 low = four_of(tile, head), high = four_of(tile + 2, head);
+                const u32 first = g % 2 * 4;
+                *reinterpret_cast<float4*>(to + first) = g % 2 ? high : low;
+                *reinterpret_cast<float4*>(to + 4 - first) = g % 2 ? low : high;
+            }
+            if constexpr (DIM % 64 != 0) {
+                float* to = share.sum + DIM / 64 * 64 + g * 4;
+                *reinterpret_cast<float4*>(to) = four_of(DIM / 64 * 4, head);
             }
         }
+    }
+
+    // Of two tiles, the elements of one head, which follow each other.
+    __device__ float4 four_of(int tile, int head) const {
+        return {sum[tile][head], sum[tile][head + 2], sum[tile + 1][head], sum[tile + 1][head + 2]};
     }
 };
 
@@ -272,8 +283,8 @@ struct Walk {
 // by then, and so are always 16 positions while 16 are multiplied, where there are registers for it.
 template <int DIM>
 __device__ void attend(const AttentionParams& p) {
-    extern __shared__ float shared[];
-    auto shares = reinterpret_cast<Share<DIM>(*)[WARPS]>(shared);
+    extern __shared__ __align__(16) float shared[];
+    auto shares = reinterpret_cast<Share<DIM>(*)[HEADS]>(shared);
     const Task task = task_of<HEADS>(p);
     if (blockIdx.x >= task.chunk.count) return wait_for_previous();
     const Span span = p.index.spans[p.index.row_span[task.row]];

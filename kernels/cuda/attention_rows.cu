@@ -153,7 +153,7 @@ struct Rows {
 template <int LANES, int HEADS>
 __device__ void attend(const AttentionParams& p) {
     __shared__ float scores[WARPS][HEADS][32];
-    __shared__ Share<LANES * 8> shares[HEADS][WARPS];
+    __shared__ Share<LANES * 8> shares[WARPS][HEADS];
     wait_for_previous();
     const Task task = task_of<HEADS>(p);
     if (blockIdx.x >= task.chunk.count) return;
@@ -173,7 +173,7 @@ __device__ void attend(const AttentionParams& p) {
     const Gathered<HEADS> got = rows.walk(query, task, scores[rows.warp]);
 #pragma unroll
     for (int head = 0; head < HEADS; head++) {
-        Share<LANES * 8>& share = shares[head][rows.warp];
+        Share<LANES * 8>& share = shares[rows.warp][head];
         if (rows.lane == 0) share.largest = got.largest[head], share.total = got.total[head];
         if (rows.lane >= LANES) continue;
 #pragma unroll

@@ -46,6 +46,17 @@ typedef float Element;
 #error "define one of ELEMENT_BF16, ELEMENT_F16 and ELEMENT_F32"
 #endif
 
+// Two elements of one register, the first in the lower half.
+__device__ inline u32 pair_of(float low, float high) {
+    u32 both;
+#if defined(ELEMENT_BF16)
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+#else
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+#endif
+    return both;
+}
+
 // x / (1 + e^-x), within a few units in the last place: to divide exactly takes several times longer.
 __device__ inline float silu(float x) { return __fdividef(x, 1.0f + __expf(-x)); }
 
@@ -100,11 +111,30 @@ __device__ inline void load(float (&to)[N], const E* from) {
 }
 
 template <int N, class E>
-__device__ inline void store(E* to, const float (&from)[N]) {
+__device__ inline Pack<N, E> narrow(const float (&from)[N]) {
     E elements[N];
+    Pack<N, E> pack;
+#if !defined(ELEMENT_F32)
+    if constexpr (N % 2 == 0 && sizeof(E) == 2) {  // several times faster than one by one
+        u32 pairs[N / 2];
+#pragma unroll
+        for (int i = 0; i < N / 2; i++) pairs[i] = pair_of(from[2 * i], from[2 * i + 1]);
+        memcpy(&pack, pairs, sizeof(pack));
+        return pack;
+    }
+#endif
 #pragma unroll
     for (int i = 0; i < N; i++) from_f32(elements[i], from[i]);
-    Raw<N * sizeof(E)> raw;
-    memcpy(&raw, elements, sizeof(raw));
-    *reinterpret_cast<Raw<N * sizeof(E)>*>(to) = raw;
+    memcpy(&pack, elements, sizeof(pack));
+    return pack;
+}
+
+template <int N, class E>
+__device__ inline void write(E* to, const Pack<N, E>& from) {
+    *reinterpret_cast<Raw<N * sizeof(E)>*>(to) = from.raw;
+}
+
+template <int N, class E>
+__device__ inline void store(E* to, const float (&from)[N]) {
+    write(to, narrow<N, E>(from));
 }

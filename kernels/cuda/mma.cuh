@@ -16,17 +16,6 @@ __device__ inline void multiply_add(float (&sum)[4], const u32 (&a)[4], u32 b0, 
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Two elements of one register, the first in the lower half.
-__device__ inline u32 pair_of(float low, float high) {
-    u32 both;
-#if defined(ELEMENT_BF16)
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-#else
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-#endif
-    return both;
-}
-
 __device__ inline u32 shared_address(const void* at) {
     return static_cast<u32>(__cvta_generic_to_shared(at));
 }

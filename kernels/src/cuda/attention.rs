@@ -155,9 +155,10 @@ const _: () = {
     assert!(tiles_shared_bytes(256) <= SHARED_BYTES_ANYWHERE);
 };
 
-/// A share of every warp and head: largest score, sum of weights, sum of values.
+/// A share of every warp and head: a sum of values, largest score, sum of weights, and what parts the
+/// banks.
 fn decode_shared_bytes(dim: usize) -> usize {
-    DECODE_HEADS * (THREADS as usize / 32) * (2 + dim) * size_of::<f32>()
+    DECODE_HEADS * (THREADS as usize / 32) * (dim + 4) * size_of::<f32>()
 }
 
 /// Memory for rows whose positions are shared between blocks. It grows when a batch needs more.

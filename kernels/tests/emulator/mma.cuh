@@ -10,7 +10,6 @@ inline unsigned char* shared_bytes(u32 at) { return device.own().shared + at; }
 
 inline float low_half(u32 pair) { return __uint_as_float(pair << 16); }
 inline float high_half(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
-inline u32 pair_of(float low, float high) { return bf16_bits(low) | u32{bf16_bits(high)} << 16; }
 
 inline u32 multiply_pairs(u32 a, u32 b) {
     return pair_of(low_half(a) * low_half(b), high_half(a) * high_half(b));

@@ -32,6 +32,10 @@ INSTRUCTIONS = [
     (r'asm volatile\("bar\.arrive (\d), (\d+);" ::: "memory"\);', r"named_arrive(\1, \2);"),
     (r'asm\("ex2\.approx[^;]*;[^;]*;', "power = exp2f(x);"),
     (r'asm\("cvt\.rn\.bf16\.f32[^;]*;[^;]*;', "out.bits = bf16_bits(x);"),
+    (
+        r'asm\("cvt\.rn\.bf16x2[^;]*;[^;]*;',
+        "both = bf16_bits(low) | u32{bf16_bits(high)} << 16;",
+    ),
     (r'asm\("cvt\.[^;]*;[^;]*;', 'fail("only bf16");'),
 ]
 
