@@ -67,6 +67,7 @@ struct Adapters {
     Slice* slices;          // [EXPANDERS, SLICES]
     u32 ring, barriers;     // shared addresses
     u32 count;   // of pieces
+    u32 first, columns;  // of the tile that this block adds to, of all of its parts
     u32 stride;
 
     // `shared` starts at a multiple of 1024.
@@ -77,7 +78,7 @@ struct Adapters {
         h = reinterpret_cast<Element*>(shared + p.shrunk);
         ring = shared_address(shared + p.ring);
         barriers = shared_address(shared) + 512;
-        count = 0, stride = gemm.tile + 4;
+        count = 0, columns = p.columns, first = blockIdx.x % gemm.splits * columns, stride = columns + 4;
     }
 
     __device__ u32 landed(u32 slot) const { return barriers + slot * 8; }
@@ -90,7 +91,7 @@ struct Adapters {
         }
     }
 
-    // The n-th piece. A tile is `outputs` columns from `first` on, of each of its parts.
+    // The n-th piece, of `outputs` columns from `first` on, of each part.
     __device__ Piece piece(const GemmStreamParams& gemm, u32 n, u32 first, u32 outputs) const {
         const u32 target = n % p.targets, part = gemm.parts == 2 ? target : 0;
         const Segment segment = p.segments[n / p.targets];
@@ -108,12 +109,14 @@ struct Adapters {
         return piece;
     }
 
-    // By `threads` threads: finds the pieces, and adds nothing yet.
-    __device__ void begin(const GemmStreamParams& gemm, u32 thread, u32 threads, u32 first,
+    // By `threads` threads: finds the pieces, and adds nothing yet. The tile is `outputs` columns from
+    // `start` on, of each of its parts.
+    __device__ void begin(const GemmStreamParams& gemm, u32 thread, u32 threads, u32 start,
                           u32 outputs) {
         count = *p.segment_count * p.targets;
+        const u32 own = first < outputs ? min(outputs - first, columns) : 0;
         for (u32 n = thread; n < count; n += threads) {
-            pieces[n] = piece(gemm, n, first, outputs);
+            pieces[n] = piece(gemm, n, start + first, own);
         }
         for (u32 i = thread; i < gemm.rows * stride; i += threads) sums[i] = 0.0f;
     }
@@ -204,7 +207,8 @@ struct Adapters {
         }
     }
 
-    // Up to 16 times TOGETHER columns, a multiple of 8: none waits for another's loads.
+    // Up to 16 times TOGETHER columns: none waits for another's loads. They are read by eights, as slots
+    // have room for.
     __device__ void multiply_even(const Slice& slice, u32 columns, u32 b, const Element* x,
                                   float* to) const {
         const u32 g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, ranks = slice.ranks;
@@ -233,7 +237,7 @@ struct Adapters {
 #pragma unroll
             for (u32 i = 0; i < 4; i++) {
                 const u32 row = t * 2 + i % 2, column = n * 16 + i / 2 * 8;
-                if (row < slice.rows && column < columns) to[row * stride + column + g] = results[n][i];
+                if (row < slice.rows && column + g < columns) to[row * stride + column + g] = results[n][i];
             }
         }
     }

@@ -127,31 +127,37 @@ struct Combined {
     }
 };
 
-// The warps' shares become the chunk's, and the chunks' the row's.
-template <int HEADS, int DIM>
-__device__ inline void finish(const AttentionParams& p, const Task& task,
-                              const Share<DIM> (*shares)[HEADS]) {
-    constexpr int N = 4;  // elements that a thread takes at once: heads are multiples of it
-    const u32 stride = 2 + p.dim;
-    const u64 place = static_cast<u64>(blockIdx.z) * gridDim.y + blockIdx.y;
-    float* partials = p.partials + place * HEADS * CHUNKS_MAX * stride;
-    Element* out = p.out + (static_cast<u64>(task.row) * p.query_heads + task.query_head) * p.dim;
-    const bool alone = task.chunk.count == 1;
-    __syncthreads();
+// The warps' shares become the chunk's: all of the row, or a part of it. N divides the head's width.
+template <int N, int HEADS, int DIM>
+__device__ inline void combine(const AttentionParams& p, const Task& task,
+                               const Share<DIM> (*shares)[HEADS], float* partials, Element* out) {
     for (u32 i = threadIdx.x * N; i < task.heads * p.dim; i += THREADS * N) {
         const u32 head = i / p.dim, element = i % p.dim;
         Combined<N> all(shares, head, element);
-        if (alone) {
+        if (task.chunk.count == 1) {
 #pragma unroll
             for (int n = 0; n < N; n++) all.sum[n] /= all.total;
             store(out + i, all.sum);
             continue;
         }
-        float* partial = partials + (head * CHUNKS_MAX + blockIdx.x) * stride;
+        float* partial = partials + (head * CHUNKS_MAX + blockIdx.x) * (2 + p.dim);
         if (element == 0) partial[0] = all.largest, partial[1] = all.total;
 #pragma unroll
         for (int n = 0; n < N; n++) partial[2 + element + n] = all.sum[n];
     }
-    if (alone || !last_to_arrive(p.arrivals + place, task.chunk.count)) return;
+}
+
+// The warps' shares become the chunk's, and the chunks' the row's.
+template <int HEADS, int DIM>
+__device__ inline void finish(const AttentionParams& p, const Task& task,
+                              const Share<DIM> (*shares)[HEADS]) {
+    const u64 place = static_cast<u64>(blockIdx.z) * gridDim.y + blockIdx.y;
+    float* partials = p.partials + place * HEADS * CHUNKS_MAX * (2 + p.dim);
+    Element* out = p.out + (static_cast<u64>(task.row) * p.query_heads + task.query_head) * p.dim;
+    __syncthreads();
+    p.dim % 4 == 0 ? combine<4>(p, task, shares, partials, out)
+                   : combine<1>(p, task, shares, partials, out);
+    const u32 count = task.chunk.count;
+    if (count == 1 || !last_to_arrive(p.arrivals + place, count)) return;
     add_chunks<HEADS>(p, task, partials, out);
 }

@@ -15,8 +15,6 @@
 // Where only 32 elements are left of a head, the last two lines have 4 g to 4 g + 3.
 #include "attention_own.cuh"
 
-constexpr int HEADS = 8;
-
 // Two positions' pairs of elements, turned into two elements' pairs of positions.
 __device__ inline void interleave(u32 a, u32 b, u32& low, u32& high) {
     low = __byte_perm(a, b, 0x5410);
@@ -96,13 +94,13 @@ struct Decode {
     u32 query[STEPS][2];
     float largest[2], total[2], sum[TILES][4];
 
-    __device__ Decode(const AttentionParams& p, const Task& task, const Own& own) {
+    __device__ Decode(const AttentionParams& p, const Task& task, const Own& own,
+                      const Heads<DIM>& heads) {
         const u32 g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-        const Element* from = row_of<DIM>(p, task.row) + (task.query_head + g) * DIM + t * 8;
         uint4 raw[DIM / 32] = {};
 #pragma unroll
         for (int i = 0; i < DIM / 32; i++) {
-            if (g < task.heads) raw[i] = fetch<8>(from + i * 32).raw.words;
+            if (g < task.heads) raw[i] = heads.parts[g][i * 4 + t];
         }
 #pragma unroll
         for (int i = 0; i < DIM / 64 && turns<DIM>() && p.table; i++) {
@@ -283,8 +281,11 @@ struct Walk {
 // by then, and so are always 16 positions while 16 are multiplied, where there are registers for it.
 template <int DIM>
 __device__ void attend(const AttentionParams& p) {
+    // What is behind heads, which are read before, in as much as a product leaves beside it.
     extern __shared__ __align__(16) float shared[];
     auto shares = reinterpret_cast<Share<DIM>(*)[HEADS]>(shared);
+    auto& heads = *reinterpret_cast<Heads<DIM>*>(shared);
+    static_assert(sizeof(heads) <= sizeof(*shares) * WARPS, "room");
     const Task task = task_of<HEADS>(p);
     if (blockIdx.x >= task.chunk.count) return wait_for_previous();
     const Span span = p.index.spans[p.index.row_span[task.row]];
@@ -295,9 +296,10 @@ __device__ void attend(const AttentionParams& p) {
     wait_for_previous();
     if (BOTH<DIM> && !rotates) walk.fetch_keys(), walk.fetch_values();
     __shared__ OwnParts<DIM> parts;
-    const auto brought = OwnParts<DIM>::fetch(own);
-    Decode<DIM> decode(p, task, own);
-    parts.put(p, own, brought);
+    heads.bring(p, task);
+    __syncthreads();
+    Decode<DIM> decode(p, task, own, heads);
+    parts.put(p, own, heads);
     __syncthreads();
     while (!walk.is_over()) {
         const u32 first = walk.first;

@@ -1,23 +1,62 @@
-// A decoded row's own key and value (attention_decode.cu): rotated and kept for later steps, as
-// rope_kv_store.cu does, and left in shared memory for this one, which does not wait for the cache.
+// A decoded row's own queries, key and value (attention_decode.cu), which a block brings to shared memory.
+// Key and value are rotated and kept for later steps, as rope_kv_store.cu does, and are there for this
+// one, which does not wait for the cache.
 #pragma once
 
 #include "attention.cuh"
 #include "mma.cuh"
 
-// Queries, keys and values of a row.
+constexpr int HEADS = 8;       // of queries that a block takes
+constexpr u32 SPLITS_MAX = 6;  // kernels/src/cuda/gemm_stream/cut.rs makes no more
+
+// A row's queries of one block, and their key and value.
 template <int DIM>
-__device__ inline const Element* row_of(const AttentionParams& p, u32 row) {
-    return p.qkv + static_cast<u64>(row) * (p.query_heads + 2 * p.key_heads) * DIM;
-}
+struct Heads {
+    static constexpr u32 KEY = HEADS, VALUE = HEADS + 1, PARTS = DIM / 8;  // of 8 elements
+
+    uint4 parts[HEADS + 2][PARTS];
+
+    // Queries that are not there stay as they are.
+    __device__ void bring(const AttentionParams& p, const Task& task) {
+#pragma unroll
+        for (u32 i = threadIdx.x; i < (HEADS + 2) * PARTS; i += THREADS) {
+            const u32 head = i / PARTS, part = i % PARTS;
+            if (head >= task.heads && head < HEADS) continue;
+            const u32 of_row = head < HEADS ? task.query_head + head
+                                            : p.query_heads + task.key_head + (head - KEY) * p.key_heads;
+            parts[head][part] = part_of_row(p, task.row, of_row * DIM + part * 8);
+        }
+    }
+
+    // 8 elements; of splits, all parts are asked for before one is added.
+    __device__ static uint4 part_of_row(const AttentionParams& p, u32 row, u32 element) {
+        const u32 width = (p.query_heads + 2 * p.key_heads) * DIM;
+        const u64 at = static_cast<u64>(row) * width + element;
+        if (p.splits == 0) return __ldcg(reinterpret_cast<const uint4*>(p.qkv + at));
+        float4 shares[SPLITS_MAX][2] = {};
+#pragma unroll
+        for (u32 i = 0; i < SPLITS_MAX; i++) {
+            if (i >= p.splits) continue;
+            const auto from = reinterpret_cast<const float4*>(p.shares + i * u64{p.rows} * width + at);
+            shares[i][0] = __ldcg(from), shares[i][1] = __ldcg(from + 1);
+        }
+        float4 low = {}, high = {};
+#pragma unroll
+        for (u32 i = 0; i < SPLITS_MAX; i++) add(low, shares[i][0]), add(high, shares[i][1]);
+        return {pair_of(low.x, low.y), pair_of(low.z, low.w), pair_of(high.x, high.y),
+                pair_of(high.z, high.w)};
+    }
+
+    __device__ static void add(float4& sum, float4 share) {
+        sum.x += share.x, sum.y += share.y, sum.z += share.z, sum.w += share.w;
+    }
+};
 
 constexpr u32 NOWHERE = ~0u;  // behind all positions
 
-// A row's own key and value: where they are and where they go, and by which angles the key is rotated.
-// All of it is known before they are.
+// Where a row's own key and value go, and by which angles the key is rotated: known before they are.
 struct Own {
     u32 position = NOWHERE, slot;  // NOWHERE in blocks that do not have the row's position
-    const Element *key, *value;
     const float* angles;
 };
 
@@ -25,14 +64,12 @@ template <int DIM>
 __device__ inline Own own_of(const AttentionParams& p, const Task& task, const Span& span) {
     const u32 position = p.index.positions[task.row];
     const u32 slot = place(p.index, span, position, p.block_tokens, p.key_heads, task.key_head);
-    const Element* key = row_of<DIM>(p, task.row) + (p.query_heads + task.key_head) * DIM;
     const float* angles = p.table + static_cast<u64>(position) * DIM;
     constexpr u32 LINE = 32;  // elements
     if (threadIdx.x * LINE < DIM) {
         asm volatile("prefetch.global.L1 [%0];" ::"l"(angles + threadIdx.x * LINE));
     }
-    return {task.chunk.end == position + 1 ? position : NOWHERE, slot, key, key + p.key_heads * DIM,
-            angles};
+    return {task.chunk.end == position + 1 ? position : NOWHERE, slot, angles};
 }
 
 // Rotates two pairs of elements by their angles, as rope_kv_store.cu does.
@@ -77,33 +114,21 @@ struct OwnParts {
 
     uint4 key[DIM / 8], value[DIM / 8];
 
-    // What a thread brings: a key's parts that are rotated together, or one of a value.
-    struct Brought {
-        uint4 low, high;
-    };
-
-    __device__ static Brought fetch(const Own& own) {
-        Brought brought = {};
-        const u32 i = threadIdx.x;
-        if (own.position == NOWHERE || i >= TURNS + COPIES) return brought;
-        brought.low = i < TURNS ? part_of<DIM>(own.key, 0, i) : part_of<DIM>(own.value, 0, i - TURNS);
-        if (i < TURNS) brought.high = part_of<DIM>(own.key, 0, TURNS + i);
-        return brought;
-    }
-
-    // Writes it to where later steps find it, too. Blocks that share a key/value head write the same.
-    __device__ void put(const AttentionParams& p, const Own& own, Brought brought) {
+    // Writes them to where later steps find them, too. Blocks that share a key/value head write the same.
+    // A thread has a key's parts that are rotated together, or one of a value.
+    __device__ void put(const AttentionParams& p, const Own& own, const Heads<DIM>& heads) {
         u32 i = threadIdx.x;
         if (own.position == NOWHERE || i >= TURNS + COPIES) return;
         if (i < TURNS) {
-            turn(brought.low, brought.high, own.angles + i * 8, DIM / 2);
-            key[i] = brought.low, key[TURNS + i] = brought.high;
-            write_part<DIM>(p.keys, own.slot, i, brought.low);
-            write_part<DIM>(p.keys, own.slot, TURNS + i, brought.high);
+            uint4 low = heads.parts[heads.KEY][i], high = heads.parts[heads.KEY][TURNS + i];
+            turn(low, high, own.angles + i * 8, DIM / 2);
+            key[i] = low, key[TURNS + i] = high;
+            write_part<DIM>(p.keys, own.slot, i, low);
+            write_part<DIM>(p.keys, own.slot, TURNS + i, high);
         } else {
             i -= TURNS;
-            value[i] = brought.low;
-            write_part<DIM>(p.values, own.slot, i, brought.low);
+            value[i] = heads.parts[heads.VALUE][i];
+            write_part<DIM>(p.values, own.slot, i, value[i]);
         }
     }
 };

@@ -1,5 +1,6 @@
 // Products of few rows (gemm_stream.cuh) by the tensor cores' instructions of a warp. A warp has up to 64
-// outputs of the tile.
+// outputs of the tile, in tiles of 16: what the ring has behind the last one becomes outputs that nobody
+// reads.
 #include "gemm_stream.cuh"
 
 constexpr int UNITS = 4;  // tiles of 16 outputs of a warp
@@ -43,7 +44,7 @@ struct WarpProducts {
     float sums[UNITS][COLUMNS][4];
 
     __device__ explicit WarpProducts(const Block& block) : block(block) {
-        const u32 most = block.p.tile / 16;
+        const u32 most = (block.p.tile + 15) / 16;
         team = warp / block.p.team, unit = warp % block.p.team * UNITS;
         units = team < block.p.teams && unit < most ? min(most - unit, static_cast<u32>(UNITS)) : 0;
         weight_place = place_in_box(unit * 16 + lane % 16, lane / 16);
@@ -51,7 +52,7 @@ struct WarpProducts {
     }
 
     __device__ static u32 multipliers(const GemmStreamParams& p) {
-        return (p.tile / 16 + UNITS - 1) / UNITS;
+        return ((p.tile + 15) / 16 + UNITS - 1) / UNITS;
     }
 
     __device__ void clear() { clear_sums(sums); }
@@ -144,10 +145,10 @@ GEMM_STREAM(gemm_stream_32, 4)
         gemm<WarpProducts<COLUMNS>, true>(p);                    \
     }
 
-// After Hopper they need some more.
+// After Hopper they need more, for reasons of the compiler.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-GEMM_ADAPTED(gemm_adapted_8, 1, 96)
-GEMM_ADAPTED(gemm_adapted_16, 2, 96)
+GEMM_ADAPTED(gemm_adapted_8, 1, 136)
+GEMM_ADAPTED(gemm_adapted_16, 2, 136)
 #else
 GEMM_ADAPTED(gemm_adapted_8, 1, 72)
 GEMM_ADAPTED(gemm_adapted_16, 2, 88)

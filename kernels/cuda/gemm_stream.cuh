@@ -1,7 +1,9 @@
 // What products of few rows of 16 bits share (gemm_stream.cu, gemm_groups.cu), which take weights at the
 // speed at which they come from memory (from compute capability 9.0 on): out = x weight^T (+ bias), or
 // out = silu(x gate^T) * (x up^T), where the weight is both.
-// There is a block a multiprocessor. It takes a tile of outputs and goes through the inputs once.
+// There is a block a multiprocessor. It takes a tile of outputs and goes through the inputs once. Of
+// small weights, several blocks share a tile, each with a split of the inputs: narrow tiles would fill
+// the ring with x, which all of them bring.
 // Two threads keep a ring of boxes filled by bulk copies, one with the weight and one with x, and
 // eight warps multiply what has landed. The weight waits for nobody: it fills the ring while the
 // kernels before this one are still at work. Only so much of it is under way at a time, while they
@@ -51,17 +53,24 @@ struct Block {
     const GemmStreamParams& p;
     u32 barriers, ring;  // shared addresses
     u32 weight_bytes, x_bytes;
-    u32 chunks;          // of the inputs: what a stage holds
-    u32 outputs, tiles;  // of a tile, and tiles of this block
+    u32 first_chunk, chunks;  // of the inputs: a chunk is what a stage holds
+    u32 outputs;              // of a tile
+    u32 first_tile, tiles;    // of this block
 
     __device__ Block(const GemmStreamParams& p, u32 shared) : p(p), barriers(shared) {
         ring = shared + p.ring;
         weight_bytes = p.boxes * p.tile * BOX_ROW_BYTES;
         x_bytes = p.boxes * ROWS * BOX_ROW_BYTES;
         chunks = (p.inputs / BOX_WIDTH + p.boxes - 1) / p.boxes;
-        outputs = p.tile / p.parts;
-        tiles = ((p.outputs + outputs - 1) / outputs + gridDim.x - 1 - blockIdx.x) / gridDim.x;
+        first_chunk = chunks * split() / p.splits;
+        chunks = chunks * (split() + 1) / p.splits - first_chunk;
+        outputs = p.tile / p.parts, first_tile = blockIdx.x / p.splits;
+        tiles = ((p.outputs + outputs - 1) / outputs + apart() - 1 - first_tile) / apart();
     }
+
+    // Of the inputs, this block's; and from one of its tiles to the next.
+    __device__ u32 split() const { return blockIdx.x % p.splits; }
+    __device__ u32 apart() const { return gridDim.x / p.splits; }
 
     // Of a stage: whether the weight and x have landed, and whether both were used.
     __device__ u32 weight_landed(u32 stage) const { return barriers + stage * 8; }
@@ -71,11 +80,11 @@ struct Block {
     __device__ u32 weight_of(u32 stage) const { return ring + stage * (weight_bytes + x_bytes); }
     __device__ u32 x_of(u32 stage) const { return weight_of(stage) + weight_bytes; }
 
-    __device__ Item first() const { return {0, 0, 0, blockIdx.x}; }
+    __device__ Item first() const { return {0, 0, 0, first_tile}; }
 
     __device__ void advance(Item& item) const {
         if (++item.stage == p.stages) item.stage = 0, item.round++;
-        if (++item.chunk == chunks) item.chunk = 0, item.tile += gridDim.x;
+        if (++item.chunk == chunks) item.chunk = 0, item.tile += apart();
     }
 
     // `multipliers` are a team's warps.
@@ -102,8 +111,8 @@ struct Block {
             }
             wait_until_used(item);
             announce(weight_landed(item.stage), weight_bytes);
-            copy_boxes(weight_of(item.stage), p.weight, item.tile * outputs, item.chunk * p.boxes,
-                       weight_landed(item.stage));
+            copy_boxes(weight_of(item.stage), p.weight, item.tile * outputs,
+                       (first_chunk + item.chunk) * p.boxes, weight_landed(item.stage));
         }
     }
 
@@ -113,7 +122,8 @@ struct Block {
         for (u32 i = 0; i < tiles * chunks; i++, advance(item)) {
             wait_until_used(item);
             announce(x_landed(item.stage), x_bytes);
-            copy_boxes(x_of(item.stage), p.x, 0, item.chunk * p.boxes, x_landed(item.stage));
+            copy_boxes(x_of(item.stage), p.x, 0, (first_chunk + item.chunk) * p.boxes,
+                       x_landed(item.stage));
         }
     }
 };
@@ -177,8 +187,9 @@ struct Results {
     __device__ void write(u32 row, u32 output, float (&sum)[4]) const {
         const GemmStreamParams& p = block.p;
         const u32 count = min(4u, p.outputs - output);
-        Out* to = static_cast<Out*>(p.out) + static_cast<u64>(row) * p.outputs + output;
-        if (p.bias) {
+        const u64 out_row = block.split() * p.rows + row;
+        Out* to = static_cast<Out*>(p.out) + out_row * p.outputs + output;
+        if (p.bias && block.split() == 0) {
             const Out* bias = static_cast<const Out*>(p.bias) + output;
             for (u32 n = 0; n < count; n++) sum[n] += to_f32(bias[n]);
         }
@@ -219,7 +230,7 @@ __device__ void multiply_tiles(const typename Products::Block& block, unsigned c
     Turn turn = {products.team, 0, products.team};
     float* all = reinterpret_cast<float*>(shared + block.p.sums);
     const Results<Products::COLUMNS, Products::TEAMS_MAX> results = {block, all};
-    for (u32 tile = blockIdx.x, i = 0; i < block.tiles; i++, tile += gridDim.x) {
+    for (u32 tile = block.first_tile, i = 0; i < block.tiles; i++, tile += block.apart()) {
         products.clear();
         products.multiply_tile(turn);
         meet_warps();
@@ -230,7 +241,9 @@ __device__ void multiply_tiles(const typename Products::Block& block, unsigned c
             const Adapters adapters(block.p, shared);
             results.write_all(tile, [&](float(&sum)[4], u32 row, u32 output) {
                 results.add_up(sum, row, output);
-                results.add(sum, adapters.sums + row * adapters.stride + output);
+                const u32 column = output - adapters.first;
+                if (column >= adapters.columns) return;
+                results.add(sum, adapters.sums + row * adapters.stride + column);
             });
         } else {
             results.write_all(tile, [&](float(&sum)[4], u32 row, u32 output) {
@@ -244,7 +257,7 @@ __device__ void multiply_tiles(const typename Products::Block& block, unsigned c
 template <int COLUMNS>
 __device__ void add(const Block<COLUMNS>& block, Adapters adapters) {
     const u32 thread = threadIdx.x - THREADS, threads = ADAPTED_THREADS - THREADS;
-    adapters.begin(block.p, thread, threads, blockIdx.x * block.outputs, block.outputs);
+    adapters.begin(block.p, thread, threads, block.first_tile * block.outputs, block.outputs);
     meet_adapters();
     const u32 warp = warp_of_block() - THREADS / 32;
     if (warp == 0 && elect_lane()) adapters.copy_b();

@@ -136,19 +136,21 @@ struct AdaptersParams {
     u32 targets, splits, h_stride;
     u32 pieces, shrunk, ring, sums;  // of B; h; B; what is added to the tile
     u32 slot_bytes;  // of the ring
+    u32 columns;     // of a tile that a block adds to, at most
 };
-static_assert(sizeof(AdaptersParams) == 72, "kernels/src/cuda/beside.rs has the twin");
+static_assert(sizeof(AdaptersParams) == 80, "kernels/src/cuda/beside.rs has the twin");
 
 struct GemmStreamParams {
     TensorMap weight;  // [parts, outputs, inputs], boxes of `tile` rows of all parts together
     TensorMap x;       // [rows, inputs], boxes of as many rows as the kernel takes
     const void* bias;  // [outputs], or null; of the type of `out`
-    void* out;         // [rows, outputs]
+    void* out;         // [splits, rows, outputs]
     AdaptersParams adapters;
     u32 rows, inputs, outputs;
     u32 full;    // whether `out` is f32
     u32 parts;   // 2 for a gate and what it lets through: out is silu(gate) * up
-    u32 tile;    // rows of the weight that a block takes at once: a multiple of 16
+    u32 splits;  // of the inputs: as many blocks share a tile, and whoever reads `out` adds them up
+    u32 tile;    // rows of the weight that a block takes at once: a multiple of 8
     u32 boxes;   // of each operand in a stage of the ring
     u32 stages;  // of the ring
     u32 flight;         // stages whose weights are under way at once
@@ -163,6 +165,7 @@ static_assert(sizeof(GemmStreamParams) == 512, "kernels/src/cuda/gemm_stream.rs 
 struct AttentionParams {
     Index index;
     const Element* qkv;
+    const float* shares;  // [splits, rows, fused], whose sum is `qkv`; where there are splits
     const float* table;  // angles, where queries and keys are still to be rotated; or null
     Element* keys;
     Element* values;
@@ -174,8 +177,9 @@ struct AttentionParams {
     u32 window;  // 0 sees everything
     float scale;  // of products, for powers of two
     u32 first;    // the first row where `work` is null
+    u32 rows, splits;
 };
-static_assert(sizeof(AttentionParams) == 136, "kernels/src/cuda/attention.rs has the twin");
+static_assert(sizeof(AttentionParams) == 152, "kernels/src/cuda/attention.rs has the twin");
 
 // Shrunk columns of one row of a slot, by exchange.
 struct LoraWidths {

@@ -113,6 +113,20 @@ pub struct HeadNorm<'a, W> {
     pub eps: f32,
 }
 
+/// Where attention of a layer finds and leaves things.
+pub struct Attend<'a, O: Ops + ?Sized> {
+    /// Of this rank.
+    pub heads: &'a Heads,
+    /// Angles of positions ([`Ops::rope_kv_store`]).
+    pub table: &'a O::Weight,
+    /// Of the layer.
+    pub cache: &'a mut O::Cache,
+    /// Room for queries, keys and values. What is left in it is the backend's own affair.
+    pub qkv: &'a mut O::Buf,
+    /// `[rows, queries * dim]`.
+    pub out: &'a mut O::Buf,
+}
+
 /// The memory of the device that a rank computes on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceMemory {
@@ -365,6 +379,32 @@ pub trait Ops: Send + 'static {
     ) -> Result<()> {
         self.rope_kv_store(qkv, heads, table, step, cache)?;
         self.attention(qkv, heads, step, cache, out)
+    }
+
+    /// [`Ops::gemm`] to queries, keys and values, and [`Ops::rope_attention`] of them.
+    fn gemm_rope_attention(
+        &mut self,
+        x: &Self::Buf,
+        (weight, bias): (&Self::Weight, Option<&Self::Weight>),
+        step: &Self::Step,
+        attend: Attend<'_, Self>,
+    ) -> Result<()> {
+        let Attend { heads, table, cache, qkv, out } = attend;
+        self.gemm(x, weight, bias, step.rows(), qkv)?;
+        self.rope_attention(qkv, heads, table, step, cache, out)
+    }
+
+    /// [`Ops::adapted_gemm`] to queries, keys and values, and [`Ops::rope_attention`] of them.
+    fn adapted_gemm_rope_attention(
+        &mut self,
+        x: &Self::Buf,
+        weight: (&Self::Weight, Option<&Self::Weight>),
+        (site, step, h): (&Self::Site, &Self::Step, &mut Self::Buf),
+        attend: Attend<'_, Self>,
+    ) -> Result<()> {
+        let Attend { heads, table, cache, qkv, out } = attend;
+        self.adapted_gemm(x, weight, (site, step, h), qkv)?;
+        self.rope_attention(qkv, heads, table, step, cache, out)
     }
 
     /// `out = silu(gate) * up`, rows of `gate_up` are `[gate(width) | up(width)]`.

@@ -2,7 +2,7 @@
 
 use collective::comm::Comm;
 use contract::base::Projection;
-use kernels::ops::{CacheShape, HeadNorm, Heads, Ops};
+use kernels::ops::{Attend, CacheShape, HeadNorm, Heads, Ops};
 
 use crate::error::Result;
 use crate::linear::{ColumnLinear, RowLinear};
@@ -50,14 +50,16 @@ impl<O: Ops> Attention<O> {
         pass: &mut Pass<'_, O, C>,
         act: &mut Activations<O>,
     ) -> Result<()> {
-        self.qkv.forward(pass, &act.hidden, &mut act.fused)?;
-        if let Some(HeadNormWeights { queries, keys, eps }) = &self.head_norm {
-            let norm = HeadNorm { queries, keys, eps: *eps };
-            pass.ops.head_norm(&mut act.fused, &self.heads, &norm, pass.rows)?;
-        }
-        let (heads, cache, Activations { fused, inner, .. }) =
-            (&self.heads, &mut self.cache, &mut *act);
-        pass.ops.rope_attention(fused, heads, pass.rope, pass.step, cache, inner)?;
+        let (heads, table, cache) = (&self.heads, pass.rope, &mut self.cache);
+        let Activations { hidden, fused: qkv, inner: out, .. } = &mut *act;
+        let Some(HeadNormWeights { queries, keys, eps }) = &self.head_norm else {
+            let attend = Attend { heads, table, cache, qkv, out };
+            self.qkv.forward_attended(pass, hidden, attend)?;
+            return self.output.forward(pass, act);
+        };
+        self.qkv.forward(pass, hidden, qkv)?;
+        pass.ops.head_norm(qkv, heads, &HeadNorm { queries, keys, eps: *eps }, pass.rows)?;
+        pass.ops.rope_attention(qkv, heads, table, pass.step, cache, out)?;
         self.output.forward(pass, act)
     }
 }

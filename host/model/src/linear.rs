@@ -7,7 +7,7 @@
 
 use collective::comm::Comm;
 use contract::base::{Parallel, Projection};
-use kernels::ops::Ops;
+use kernels::ops::{Attend, Ops};
 
 use crate::error::Result;
 use crate::loader::Loader;
@@ -64,6 +64,23 @@ impl<O: Ops> ColumnLinear<O> {
         }
         self.forward(pass, x, y)?;
         Ok(pass.ops.silu_mul(y, width, pass.rows, out)?)
+    }
+}
+
+impl<O: Ops> ColumnLinear<O> {
+    /// [`Self::forward`] of queries, keys and values, and what they attend to.
+    pub fn forward_attended<C: Comm<O>>(
+        &self,
+        pass: &mut Pass<'_, O, C>,
+        x: &O::Buf,
+        attend: Attend<'_, O>,
+    ) -> Result<()> {
+        if !self.lora.exchanges(pass) {
+            return self.lora.gemm_attention(pass, x, (&self.weight, self.bias.as_ref()), attend);
+        }
+        let Attend { heads, table, cache, qkv, out } = attend;
+        self.forward(pass, x, qkv)?;
+        Ok(pass.ops.rope_attention(qkv, heads, table, pass.step, cache, out)?)
     }
 }
 

@@ -5,7 +5,7 @@ use contract::adapter::{Exchange, LayerPairs, LocalPair, PairShape, Slot};
 use contract::base::Projection;
 use contract::counts::Purpose;
 use kernels::lora::{SiteShape, SlotPairs};
-use kernels::ops::{Ops, Precision};
+use kernels::ops::{Attend, Ops, Precision};
 
 use crate::error::Result;
 use crate::loader::Loader;
@@ -114,6 +114,25 @@ impl<O: Ops> LoraSite<O> {
                 Ok(ops.adapted_gemm_silu_mul(x, (weight, width), adapters, y, out)?)
             }
             _ => Ok(ops.gemm_silu_mul(x, weight, (*rows, width), y, out)?),
+        }
+    }
+
+    /// Queries, keys and values of `x`, with what pairs add, and what they attend to: where
+    /// [`Self::exchanges`] says no.
+    pub fn gemm_attention<C: Comm<O>>(
+        &self,
+        pass: &mut Pass<'_, O, C>,
+        x: &O::Buf,
+        weight: (&O::Weight, Option<&O::Weight>),
+        attend: Attend<'_, O>,
+    ) -> Result<()> {
+        let Pass { ops, step, shrunk, .. } = pass;
+        match shrunk {
+            Some(Shrunk { own, .. }) if ops.lora_len(&self.site, step, Exchange::None) > 0 => {
+                let adapters = (&self.site, *step, own);
+                Ok(ops.adapted_gemm_rope_attention(x, weight, adapters, attend)?)
+            }
+            _ => Ok(ops.gemm_rope_attention(x, weight, step, attend)?),
         }
     }
 

@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::ops::Ops;
 
 use super::Cuda;
-use super::gemm::Operands;
+use super::gemm::{Form, Operands};
 use super::gemm_stream::ROWS_ANY;
 use super::lora::Site;
 use super::lora_decode;
@@ -59,7 +59,7 @@ impl Cuda {
     ) -> Result<()> {
         let mut operands = Operands { x, weight, bias, out };
         let narrow = step.alike.is_some() && site.decode.staged() <= NARROW_RANK_MAX;
-        if narrow && self.gemm.stream(&self.device, (step.rows, 1), &mut operands, None)? {
+        if narrow && self.gemm.stream(&self.device, Form::of(step.rows), &mut operands, None)? {
             return self.lora_shrink(x, site, step, Exchange::None, h);
         }
         self.lora_shrink(x, site, step, Exchange::None, h)?;

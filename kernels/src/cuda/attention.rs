@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use contract::tensor::DType;
 use cudarc::driver::CudaStream;
 
 use crate::error::{Error, Result};
@@ -24,6 +25,7 @@ use super::weight::Weight;
 pub struct AttentionParams {
     index: Index,
     qkv: u64,
+    shares: u64,
     table: u64,
     keys: u64,
     values: u64,
@@ -38,10 +40,12 @@ pub struct AttentionParams {
     window: u32,
     scale: f32,
     first: u32,
+    rows: u32,
+    splits: u32,
     padding: u32,
 }
 
-const _: () = assert!(size_of::<AttentionParams>() == 136);
+const _: () = assert!(size_of::<AttentionParams>() == 152);
 
 /// Rows that one entry of `attention_tiles.cu`'s work stands for.
 pub const ROWS_OF_TILE: usize = 128;
@@ -189,9 +193,28 @@ impl Scratch {
     }
 }
 
+/// Queries, keys and values.
+#[derive(Clone, Copy)]
+pub enum Fused<'a> {
+    Whole(&'a Buf),
+    /// In so many splits, `[splits, rows, fused]` in f32, whose sum they are: only where
+    /// [`rotates`] says so.
+    Splits(&'a Buf, usize),
+}
+
+impl Fused<'_> {
+    /// Where they are as a whole, where their splits, and how many of these.
+    fn places(&self, device: &Device, elements: usize) -> (u64, u64, usize) {
+        match self {
+            Fused::Whole(buf) => (buf.address(device.dtype, elements), 0, 0),
+            Fused::Splits(buf, count) => (0, buf.address(DType::F32, count * elements), *count),
+        }
+    }
+}
+
 /// The buffers of one call.
 pub struct Operands<'a> {
-    pub qkv: &'a Buf,
+    pub fused: Fused<'a>,
     /// Angles, where queries and keys are still to be rotated and kept: [`rotates`] says when.
     pub table: Option<&'a Weight>,
     pub cache: &'a Cache,
@@ -233,11 +256,13 @@ fn params(
     device: &Device,
     heads: &Heads,
     step: &Step,
-    Operands { qkv, table, cache, out }: &Operands<'_>,
+    Operands { fused, table, cache, out }: &Operands<'_>,
 ) -> AttentionParams {
+    let (qkv, shares, splits) = fused.places(device, step.rows * heads.fused());
     AttentionParams {
         index: step.index,
-        qkv: qkv.address(device.dtype, step.rows * heads.fused()),
+        qkv,
+        shares,
         table: table.map_or(0, Weight::floats),
         keys: cache.keys(),
         values: cache.values(),
@@ -252,6 +277,8 @@ fn params(
         window: heads.window.map_or(0, to_u32),
         scale: heads.scale * std::f32::consts::LOG2_E,
         first: 0,
+        rows: to_u32(step.rows),
+        splits: to_u32(splits),
         padding: 0,
     }
 }

@@ -56,9 +56,11 @@ pub struct AdaptersParams {
     ring: u32,
     sums: u32,
     slot_bytes: u32,
+    columns: u32,
+    padding: u32,
 }
 
-const _: () = assert!(size_of::<AdaptersParams>() == 72);
+const _: () = assert!(size_of::<AdaptersParams>() == 80);
 
 /// The adapters of a site that add to a step's product.
 #[derive(Clone, Copy)]
@@ -71,64 +73,71 @@ pub struct Adapters<'a> {
 }
 
 impl Adapters<'_> {
-    /// Whether the kernel takes them, where a block has `tile` outputs, of so many parts.
-    pub fn fit(&self, tile: usize, parts: usize) -> bool {
+    /// Whether the kernel takes them, where a block adds to so many columns of a tile, of so many
+    /// parts.
+    pub fn fit(&self, columns: usize, parts: usize) -> bool {
         let decode = &self.site.decode;
         self.step.alike.is_some_and(|alike| alike.adapted)
             && decode.tiles() > 0
-            && self.few(tile, parts)
-            && decode.copied
+            && self.few(columns, parts)
+            && decode.all.copied
             && self.shrunk_bytes() <= SHRUNK_BYTES_MAX
     }
 
-    fn few(&self, tile: usize, parts: usize) -> bool {
+    /// A tile starts at multiples of so many columns of B, of every part.
+    pub fn columns(&self) -> usize {
+        if self.site.decode.all.even_ranks { 4 } else { 8 }
+    }
+
+    fn few(&self, columns: usize, parts: usize) -> bool {
         let rows = self.step.rows;
         let gated = parts == 2 && rows <= GATED_ROWS_MAX;
         let bytes_max = if gated { GATED_TILE_BYTES_MAX } else { TILE_BYTES_MAX };
-        rows <= ROWS_ANY || self.segments() <= SEGMENTS_MAX || self.tile_bytes(tile) <= bytes_max
+        rows <= ROWS_ANY || self.segments() <= SEGMENTS_MAX || self.b_bytes(columns) <= bytes_max
     }
 
     fn segments(&self) -> usize {
         self.site.decode.segments(self.step.rows)
     }
 
-    /// Bytes of B that a tile needs.
-    fn tile_bytes(&self, tile: usize) -> usize {
-        self.segments() * tile * self.site.decode.staged() * SIXTEEN_BITS
+    /// Bytes of B that so many columns need.
+    fn b_bytes(&self, columns: usize) -> usize {
+        self.segments() * columns * self.site.decode.staged() * SIXTEEN_BITS
     }
 
     fn shrunk_bytes(&self) -> usize {
         self.step.rows * self.site.decode.h_stride() * SIXTEEN_BITS
     }
 
-    /// Shared memory for them, where a block has `tile` outputs.
-    pub fn shared_bytes(&self, tile: usize) -> usize {
-        self.places(tile)[4]
+    /// Shared memory for them, where a block adds to so many columns.
+    pub fn shared_bytes(&self, columns: usize) -> usize {
+        self.places(columns)[4]
     }
 
     /// Where slices and pieces, shrunk activations, the ring, and sums start, and where these end.
-    fn places(&self, tile: usize) -> [usize; 5] {
+    fn places(&self, columns: usize) -> [usize; 5] {
         let pieces = self.step.rows * self.site.shape.targets.len() * PIECE_BYTES;
         let shrunk = (SLICES_BYTES + pieces).next_multiple_of(ALIGNMENT);
         let ring = (shrunk + self.shrunk_bytes()).next_multiple_of(ALIGNMENT);
-        let sums = ring + SLOTS * self.slot_bytes(tile);
-        let end = sums + self.step.rows * (tile + 4) * size_of::<f32>();
+        let sums = ring + SLOTS * self.slot_bytes(columns);
+        let end = sums + self.step.rows * (columns + 4) * size_of::<f32>();
         [0, shrunk, ring, sums, end]
     }
 
     /// Always enough for the 8 columns that are multiplied at once.
-    fn slot_bytes(&self, tile: usize) -> usize {
+    fn slot_bytes(&self, columns: usize) -> usize {
         let least = 8 * self.site.decode.staged() * SIXTEEN_BITS;
         let wanted = match self.step.rows > ROWS_ANY {
             true => SLOT_BYTES,
-            false => self.tile_bytes(tile).div_ceil(SLOTS).next_power_of_two(),
+            false => self.b_bytes(columns).div_ceil(SLOTS).next_power_of_two(),
         };
         wanted.max(least.next_power_of_two()).clamp(SLOT_BYTES_MIN, SLOT_BYTES_MAX)
     }
 
     /// With what [`Self::shared_bytes`] counts from `start` on.
-    pub fn params(&self, tile: usize, start: usize) -> AdaptersParams {
-        let [pieces, shrunk, ring, sums, _] = self.places(tile).map(|place| to_u32(start + place));
+    pub fn params(&self, columns: usize, start: usize) -> AdaptersParams {
+        let [pieces, shrunk, ring, sums, _] =
+            self.places(columns).map(|place| to_u32(start + place));
         AdaptersParams {
             pairs: self.site.pairs_address(),
             segments: self.step.segments.address,
@@ -142,7 +151,9 @@ impl Adapters<'_> {
             shrunk,
             ring,
             sums,
-            slot_bytes: to_u32(self.slot_bytes(tile)),
+            slot_bytes: to_u32(self.slot_bytes(columns)),
+            columns: to_u32(columns),
+            padding: 0,
         }
     }
 }

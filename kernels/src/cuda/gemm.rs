@@ -88,6 +88,26 @@ pub struct Operands<'a> {
     pub out: &'a mut Buf,
 }
 
+/// Rows of a product that streams, parts of its weight, and splits of its inputs ([`Size`]).
+#[derive(Clone, Copy, Debug)]
+pub struct Form {
+    pub rows: usize,
+    pub parts: usize,
+    pub splits: usize,
+}
+
+impl Form {
+    /// Of one part and not split.
+    pub fn of(rows: usize) -> Self {
+        Self { rows, parts: 1, splits: 1 }
+    }
+
+    /// Of a gate and what it lets through.
+    pub fn gated(rows: usize) -> Self {
+        Self { parts: 2, ..Self::of(rows) }
+    }
+}
+
 /// cuBLASLt, and the plans made so far.
 pub struct Gemm {
     plans: HashMap<Shape, Plan>,
@@ -114,7 +134,7 @@ impl Gemm {
 
     /// One product, by what is faster for so many rows.
     pub fn run(&mut self, device: &Device, rows: usize, mut operands: Operands<'_>) -> Result<()> {
-        match self.stream(device, (rows, 1), &mut operands, None)? {
+        match self.stream(device, Form::of(rows), &mut operands, None)? {
             true => Ok(()),
             false => self.run_large(device, rows, operands),
         }
@@ -166,7 +186,7 @@ impl Gemm {
             adds,
             alignment: ALIGNMENT,
         };
-        let addresses = operands.addresses(device, (rows, outputs));
+        let addresses = operands.addresses(device, rows, rows * outputs);
         self.launch(device, &shape, &addresses)
     }
 
@@ -188,20 +208,22 @@ impl Gemm {
     }
 
     /// The product by `gemm_stream.rs`, with what adapters add, where it takes it: of two parts, a
-    /// gate and what it lets through, `out = silu(x gate^T) * (x up^T)`. False if it does not.
+    /// gate and what it lets through, `out = silu(x gate^T) * (x up^T)`; of several splits, whoever
+    /// reads `out` adds them up. False if it does not.
     pub fn stream(
         &self,
         device: &Device,
-        (rows, parts): (usize, usize),
+        form: Form,
         operands: &mut Operands<'_>,
         adapters: Option<&Adapters<'_>>,
     ) -> Result<bool> {
-        let size = operands.size(rows, parts);
+        let size = operands.size(form);
         let takes = operands.streams(device, &size, adapters);
         let Some(kernels) = device.kernels.gemm_stream.as_ref().filter(|_| takes) else {
             return Ok(false);
         };
-        let addresses = operands.addresses(device, (rows, size.outputs));
+        let addresses =
+            operands.addresses(device, form.rows, form.splits * form.rows * size.outputs);
         let out = operands.out.dtype();
         kernels.launch(device, out, &addresses, size, adapters)?;
         Ok(true)
@@ -211,21 +233,21 @@ impl Gemm {
     pub fn stream_adapted(
         &mut self,
         device: &Device,
-        (rows, parts): (usize, usize),
+        form: Form,
         operands: &mut Operands<'_>,
         (site, step, h): (&Site, &Step, &mut Buf),
     ) -> Result<bool> {
-        let beside = site.decode.beside(rows);
+        let beside = site.decode.beside(form.rows);
         let told = beside.then_some(self.words.address() + (self.turn * WORD_BYTES) as u64);
         let adapters = Adapters { site, step, h: &*h, told: told.unwrap_or(0) };
-        let size = operands.size(rows, parts);
+        let size = operands.size(form);
         if !operands.streams(device, &size, Some(&adapters)) {
             return Ok(false);
         }
         self.turn = (self.turn + 1) % WORDS;
         lora_decode::shrink(device, operands.x, (site, step), h, told)?;
         let adapters = Adapters { site, step, h: &*h, told: told.unwrap_or(0) };
-        self.stream(device, (rows, parts), operands, Some(&adapters))
+        self.stream(device, form, operands, Some(&adapters))
     }
 
     /// f32 values in the type that products take; they are there until the next call.
@@ -240,9 +262,9 @@ impl Gemm {
 }
 
 impl Operands<'_> {
-    fn size(&self, rows: usize, parts: usize) -> Size {
+    fn size(&self, Form { rows, parts, splits }: Form) -> Size {
         let (inputs, outputs) = (self.weight.cols, self.weight.rows / parts);
-        Size { rows, inputs, outputs, parts }
+        Size { rows, inputs, outputs, parts, splits }
     }
 
     /// Whether `gemm_stream.rs` takes it.
@@ -252,13 +274,13 @@ impl Operands<'_> {
         even && kernels.is_some_and(|kernels| kernels.takes(device, size, adapters))
     }
 
-    fn addresses(&mut self, device: &Device, (rows, outputs): (usize, usize)) -> Addresses {
+    fn addresses(&mut self, device: &Device, rows: usize, results: usize) -> Addresses {
         let out = self.out.dtype();
         Addresses {
             x: self.x.address(device.dtype, rows * self.weight.cols),
             weight: self.weight.elements(),
             bias: self.bias.map(|bias| bias.vector(out)),
-            out: self.out.address(out, rows * outputs),
+            out: self.out.address(out, results),
         }
     }
 }

@@ -1,6 +1,8 @@
 //! Launches `gemm_stream.cu` and `gemm_groups.cu`: products of few rows, whose weights stream from
 //! memory.
 
+use std::ops::RangeInclusive;
+
 use contract::tensor::DType;
 use cudarc::driver::sys::{
     self, CUtensorMap, CUtensorMapDataType, CUtensorMapFloatOOBfill, CUtensorMapInterleave,
@@ -12,13 +14,15 @@ use crate::error::Result;
 use super::beside::{Adapters, AdaptersParams};
 use super::device::{Device, Grid, Kernel, to_u32};
 use super::gemm::Addresses;
+use super::lora::Site;
 use super::program::Programs;
 use super::status::During;
+use super::weight::Weight;
 
 mod cut;
 
-pub use cut::SHARED_BYTES;
-use cut::{BARRIERS_BYTES, By, Cut, Tiles, WIDE};
+use cut::{BARRIERS_BYTES, By, Cut, Tiles, UNIT, WIDE};
+pub use cut::{SHARED_BYTES, split_outputs_max};
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -33,6 +37,7 @@ pub struct GemmStreamParams {
     outputs: u32,
     full: u32,
     parts: u32,
+    splits: u32,
     tile: u32,
     boxes: u32,
     stages: u32,
@@ -42,7 +47,7 @@ pub struct GemmStreamParams {
     teams: u32,
     ring: u32,
     sums: u32,
-    padding: [u32; 28],
+    padding: [u32; 25],
 }
 
 const _: () = assert!(size_of::<GemmStreamParams>() == 512);
@@ -69,6 +74,9 @@ const ADAPTED_BY_GROUPS: [(usize, [&str; 2]); 2] = [
 /// Inputs of a box.
 const BOX: usize = 64;
 
+/// Rows that these kernels take, at most.
+pub const ROWS_MAX: usize = 64;
+
 /// Rows up to which any weight is taken. More of them are so much of x that blocks with small tiles
 /// would bring more of it than of the weight. And rows up to which shrink is always at work beside
 /// a product that adds what adapters do: of more rows and many segments it needs more than one
@@ -79,10 +87,22 @@ pub const ROWS_ANY: usize = 16;
 /// registers, and with more rows it is no faster.
 const BESIDE_GROUPS_MAX: usize = 32;
 
+/// Rows of a step whose products beside shrink leave some multiprocessors without a block: where the norm
+/// of a row waits, the next product's block would start late. Fewer rows find enough that are free, and
+/// more of them too few (docs/performance.md).
+const ROWS_WITH_ROOM: RangeInclusive<usize> = 5..=32;
+
+/// Rows of the weight in a unit of work, then.
+const UNIT_WITH_ROOM: usize = 16;
+
+fn leaves_room(rows: usize, site: &Site) -> bool {
+    ROWS_WITH_ROOM.contains(&rows) && site.decode.is_one_a_processor(rows)
+}
+
 /// Outputs of a tile from which on groups multiply few rows without adapters, too: as fast, and in
 /// fewer registers, which leaves more to the kernels beside them. With fewer outputs, warps are
 /// faster; and with adapters, whose kernels need the registers for other things.
-const OUTPUTS_MIN: usize = 64;
+const OUTPUTS_MIN: usize = 56;
 
 /// Threads of a block: warps that multiply, and two that copy; with adapters there are five more.
 const THREADS: u32 = 320;
@@ -156,10 +176,23 @@ impl GemmStream {
         if self.groups.is_some() { BESIDE_GROUPS_MAX } else { ROWS_ANY }
     }
 
+    /// In how many splits a product of such a weight is fastest, if whoever reads the result adds them
+    /// up.
+    pub fn splits(
+        device: &Device,
+        weight: &Weight,
+        (rows, adapted): (usize, Option<&Site>),
+    ) -> usize {
+        if adapted.is_some_and(|site| leaves_room(rows, site)) {
+            return 1;
+        }
+        cut::splits(device.processors, weight.rows, weight.cols)
+    }
+
     /// Whether a product is one for these kernels.
     pub fn takes(&self, device: &Device, size: &Size, adapters: Option<&Adapters<'_>>) -> bool {
         let Size { rows, inputs, outputs, .. } = *size;
-        let tiles = Tiles::new(device.processors, size.weight_rows());
+        let tiles = size.tiles(device.processors, adapters);
         if rows == 0 || outputs == 0 || !inputs.is_multiple_of(BOX) {
             return false;
         }
@@ -172,8 +205,8 @@ impl GemmStream {
             return any || even && tiles.one_each();
         };
         even && tiles.one_each()
-            && adapters.fit(tiles.tile, size.parts)
-            && by.has_room(tiles.tile, most, adapters.shared_bytes(tiles.tile))
+            && adapters.fit(tiles.columns, size.parts)
+            && by.has_room(tiles.tile, most, adapters.shared_bytes(tiles.columns))
     }
 
     /// A product that [`Self::takes`] took. `outputs` are those of one part: of two, the result is
@@ -186,11 +219,11 @@ impl GemmStream {
         size: Size,
         adapters: Option<&Adapters<'_>>,
     ) -> Result<()> {
-        let Size { rows, inputs, outputs, parts } = size;
-        let tiles = Tiles::new(device.processors, size.weight_rows());
+        let Size { rows, inputs, outputs, parts, splits } = size;
+        let tiles = size.tiles(device.processors, adapters);
         let kernels = self.kernels(rows, tiles.tile, adapters.is_some());
         let (by, most, both) = kernels.expect("asked for too many rows: this is a bug");
-        let beside = adapters.map_or(0, |adapters| adapters.shared_bytes(tiles.tile));
+        let beside = adapters.map_or(0, |adapters| adapters.shared_bytes(tiles.columns));
         let cut = Cut::new(device.processors, tiles, by, most, beside);
         let kernel = &both[usize::from(cut.team > WIDE)];
         let threads = if adapters.is_some() { ADAPTED_THREADS } else { THREADS };
@@ -200,12 +233,13 @@ impl GemmStream {
             x: map(device.dtype, at.x, [1, rows, inputs], [most, cut.boxes])?,
             bias: at.bias.unwrap_or(0),
             out: at.out,
-            adapters: adapters.map(|it| it.params(cut.tile, cut.beside)).unwrap_or_default(),
+            adapters: adapters.map(|it| it.params(tiles.columns, cut.beside)).unwrap_or_default(),
             rows: to_u32(rows),
             inputs: to_u32(inputs),
             outputs: to_u32(outputs),
             full: u32::from(out == DType::F32),
             parts: to_u32(parts),
+            splits: to_u32(splits),
             tile: to_u32(cut.tile),
             boxes: to_u32(cut.boxes),
             stages: to_u32(cut.stages),
@@ -215,7 +249,7 @@ impl GemmStream {
             teams: to_u32(cut.teams),
             ring: to_u32(BARRIERS_BYTES),
             sums: to_u32(cut.sums),
-            padding: [0; 28],
+            padding: [0; 25],
         };
         device.launch(kernel, Grid::of(cut.blocks, threads).shared(SHARED_BYTES), &params)
     }
@@ -228,11 +262,18 @@ pub struct Size {
     pub inputs: usize,
     pub outputs: usize,
     pub parts: usize,
+    /// Of the inputs: the result is `[splits, rows, outputs]`, and whoever reads it adds them up.
+    pub splits: usize,
 }
 
 impl Size {
-    fn weight_rows(&self) -> usize {
-        self.parts * self.outputs
+    fn tiles(&self, processors: usize, adapters: Option<&Adapters<'_>>) -> Tiles {
+        let unit = match adapters {
+            Some(adapters) if leaves_room(self.rows, adapters.site) => UNIT_WITH_ROOM,
+            Some(adapters) => UNIT.max(self.parts * adapters.columns()),
+            None => UNIT,
+        };
+        Tiles::new(processors, self.parts * self.outputs, self.splits, unit)
     }
 }
 

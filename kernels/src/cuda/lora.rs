@@ -295,6 +295,11 @@ impl PairEntry {
                 && columns.iter().all(|columns| columns.is_multiple_of(8))
     }
 
+    /// Whether a diagonal block of B has.
+    pub fn has_even_ranks(&self) -> bool {
+        (self.expand_rank / self.b_blocks.max(1)).is_multiple_of(2)
+    }
+
     pub fn takes_part(&self, exchange: Exchange) -> bool {
         self.shrink_rank > 0 && self.exchange == exchange as u32
     }

@@ -65,7 +65,7 @@ pub fn serving<'a>(
     exchange: Exchange,
 ) -> Option<&'a LoraRows> {
     let many = run.rows_max >= ROWS_MIN && exchange == Exchange::None;
-    device.kernels.lora_rows.as_ref().filter(|_| many && site.decode.even)
+    device.kernels.lora_rows.as_ref().filter(|_| many && site.decode.all.even)
 }
 
 impl LoraRows {

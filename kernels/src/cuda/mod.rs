@@ -33,6 +33,7 @@ mod head_norm;
 mod cache;
 mod rope_kv_store;
 mod attention;
+mod attend;
 mod silu_mul;
 mod round;
 mod pick_rows;
@@ -69,7 +70,7 @@ use contract::tensor::DType;
 use crate::error::{Error, Result};
 use crate::lora::{SiteShape, SlotPairs};
 use crate::ops::{
-    CacheShape, DeviceMemory, HeadNorm, Heads, LogitsLayout, Ops, Precision, WeightView,
+    Attend, CacheShape, DeviceMemory, HeadNorm, Heads, LogitsLayout, Ops, Precision, WeightView,
 };
 use crate::sampling::device::on_device;
 
@@ -100,6 +101,8 @@ pub use peer_area::{PeerArea, reaches};
 pub struct Cuda {
     gemm: Gemm,
     scratch: Scratch,
+    /// Products whose inputs are in splits, for attention to add up.
+    splits: Buf,
     graphs: Graphs,
     /// Whether a pair with an exchange was ever loaded: graphs don't serve those.
     exchanges: bool,
@@ -123,6 +126,7 @@ impl Cuda {
         Ok(Self {
             gemm: Gemm::new(&device)?,
             scratch: Scratch::new(&device.stream)?,
+            splits: attend::splits(&device)?,
             graphs: Graphs::default(),
             exchanges: false,
             tokens: Tokens::new(&device)?,
@@ -261,7 +265,7 @@ impl Ops for Cuda {
         out: &mut Buf,
     ) -> Result<()> {
         let mut operands = gemm::Operands { x, weight, bias: None, out };
-        if self.gemm.stream(&self.device, (rows, 2), &mut operands, None)? {
+        if self.gemm.stream(&self.device, gemm::Form::gated(rows), &mut operands, None)? {
             return Ok(());
         }
         self.gemm(x, weight, None, rows, gate_up)?;
@@ -277,7 +281,8 @@ impl Ops for Cuda {
     ) -> Result<()> {
         let mut operands = gemm::Operands { x, weight, bias, out: &mut *out };
         let adapters = (site, step, &mut *h);
-        if self.gemm.stream_adapted(&self.device, (step.rows, 1), &mut operands, adapters)? {
+        let form = gemm::Form::of(step.rows);
+        if self.gemm.stream_adapted(&self.device, form, &mut operands, adapters)? {
             return Ok(());
         }
         self.adapted_gemm_apart(x, (weight, bias), (site, step, h), out)
@@ -321,7 +326,8 @@ impl Ops for Cuda {
     ) -> Result<()> {
         let mut operands = gemm::Operands { x, weight, bias: None, out: &mut *out };
         let adapters = (site, step, &mut *h);
-        if self.gemm.stream_adapted(&self.device, (step.rows, 2), &mut operands, adapters)? {
+        let form = gemm::Form::gated(step.rows);
+        if self.gemm.stream_adapted(&self.device, form, &mut operands, adapters)? {
             return Ok(());
         }
         self.gemm_and_shrink(x, (weight, None), (site, step, &mut *h), gate_up)?;
@@ -357,7 +363,8 @@ impl Ops for Cuda {
         cache: &Cache,
         out: &mut Buf,
     ) -> Result<()> {
-        let operands = attention::Operands { qkv, table: None, cache, out };
+        let fused = attention::Fused::Whole(qkv);
+        let operands = attention::Operands { fused, table: None, cache, out };
         attention::attention(&self.device, &mut self.scratch, heads, step, operands)
     }
 
@@ -370,12 +377,36 @@ impl Ops for Cuda {
         cache: &mut Cache,
         out: &mut Buf,
     ) -> Result<()> {
-        if !attention::rotates(&self.device, heads, step) {
-            self.rope_kv_store(qkv, heads, table, step, cache)?;
-            return self.attention(qkv, heads, step, cache, out);
+        self.rope_attend(step, Attend { heads, table, cache, qkv, out })
+    }
+
+    fn gemm_rope_attention(
+        &mut self,
+        x: &Buf,
+        (weight, bias): (&Weight, Option<&Weight>),
+        step: &Step,
+        mut attend: Attend<'_, Self>,
+    ) -> Result<()> {
+        if self.attend_in_splits(x, (weight, bias), (step, None), &mut attend)? {
+            return Ok(());
         }
-        let operands = attention::Operands { qkv, table: Some(table), cache, out };
-        attention::attention(&self.device, &mut self.scratch, heads, step, operands)
+        self.gemm(x, weight, bias, step.rows, attend.qkv)?;
+        self.rope_attend(step, attend)
+    }
+
+    fn adapted_gemm_rope_attention(
+        &mut self,
+        x: &Buf,
+        weight: (&Weight, Option<&Weight>),
+        (site, step, h): (&Site, &Step, &mut Buf),
+        mut attend: Attend<'_, Self>,
+    ) -> Result<()> {
+        let adapters = (step, Some((site, &mut *h)));
+        if self.attend_in_splits(x, weight, adapters, &mut attend)? {
+            return Ok(());
+        }
+        self.adapted_gemm(x, weight, (site, step, h), attend.qkv)?;
+        self.rope_attend(step, attend)
     }
 
     fn silu_mul(&mut self, gate_up: &Buf, width: usize, rows: usize, out: &mut Buf) -> Result<()> {

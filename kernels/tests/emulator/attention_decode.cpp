@@ -22,7 +22,8 @@ struct Batch {
     std::vector<Span> spans;
     std::vector<u32> positions, row_span, blocks, arrivals;
     Elements qkv, keys, values, out;
-    std::vector<float> angles, partials;
+    std::vector<float> shares, angles, partials;
+    u32 splits = 0;
 
     explicit Batch(const Shape& shape) : shape(shape) {
         u32 most = 0;
@@ -44,6 +45,17 @@ struct Batch {
         const u32 parts = shape.key_heads * divide_up(group(), HEADS);
         partials.assign(positions.size() * parts * PARTIALS, NAN);
         arrivals.assign(positions.size() * parts, 0);
+    }
+
+    // Has queries, keys and values in splits, whose sums are exact.
+    void split(u32 count) {
+        splits = count;
+        for (u32 i = 0; i < count; i++) {
+            for (const Element whole : qkv) {
+                const float part = std::ldexp(std::round(to_f32(whole) * 8), -3);
+                shares.push_back(i == 0 ? to_f32(whole) - part * (count - 1) : part);
+            }
+        }
     }
 
     u32 group() const { return shape.query_heads / shape.key_heads; }
@@ -70,7 +82,9 @@ struct Batch {
     AttentionParams params(bool rotates) {
         AttentionParams p = {};
         p.index = {nullptr, positions.data(), row_span.data(), spans.data(), blocks.data()};
-        p.qkv = qkv.data(), p.table = rotates ? angles.data() : nullptr;
+        if (splits > 0) p.shares = shares.data(), p.splits = splits;
+        if (splits == 0) p.qkv = qkv.data();
+        p.rows = positions.size(), p.table = rotates ? angles.data() : nullptr;
         p.keys = keys.data(), p.values = values.data(), p.out = out.data();
         p.partials = partials.data(), p.arrivals = arrivals.data();
         p.query_heads = shape.query_heads, p.key_heads = shape.key_heads, p.dim = DIM;
@@ -125,9 +139,14 @@ template <int DIM>
 static void attend_all(Batch<DIM>& batch, bool rotates) {
     const AttentionParams p = batch.params(rotates);
     const Elements qkv = batch.qkv;
+    const std::vector<float> shares = batch.shares;
     const auto size = qkv.size() * sizeof(Element);
     memset(batch.qkv.data(), 0xff, size);
-    previous = [&] { memcpy(batch.qkv.data(), qkv.data(), size); };
+    std::fill(batch.shares.begin(), batch.shares.end(), NAN);
+    previous = [&] {
+        memcpy(batch.qkv.data(), qkv.data(), size);
+        std::copy(shares.begin(), shares.end(), batch.shares.begin());
+    };
     const u32 parts = batch.shape.key_heads * divide_up(batch.group(), HEADS);
     for (blockIdx.z = 0; blockIdx.z < batch.positions.size(); blockIdx.z++) {
         const u32 chunks = divide_up(batch.positions[blockIdx.z] + 1, CHUNK_TILES_MIN * TILE);
@@ -168,8 +187,9 @@ static void hold_to_answer(const Batch<DIM>& batch, const Elements& queries) {
 }
 
 template <int DIM>
-static void check(const Shape& shape, bool rotates) {
+static void check(const Shape& shape, bool rotates, u32 splits = 0) {
     Batch<DIM> batch(shape);
+    if (splits > 0) batch.split(splits);
     Batch<DIM> kept = batch;
     if (rotates) keep_all(kept), forget_all(batch);
     attend_all(batch, rotates);
@@ -189,6 +209,8 @@ int main(int, char** arguments) {
         check<128>({4, 2, 40, {300, 41}}, rotates);
         check<256>({4, 2, 0, {31, 193}}, rotates);
     }
+    check<128>({8, 1, 0, {17, 150, 209}}, true, 6);
+    check<64>({8, 2, 0, {1, 200}}, true, 2);
     check<96>({4, 2, 0, {31, 210}}, false);
     printf("attention_decode.cu is right, seed %s\n", arguments[1]);
 }

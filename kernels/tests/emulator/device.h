@@ -122,7 +122,7 @@ struct ThreadIdx {
 static ThreadIdx threadIdx;
 
 // What kernels declare, each array at a place of its own, behind what a block was launched with.
-inline unsigned static_end = 216 << 10;
+inline unsigned static_end = 206 << 10;
 template <class T>
 unsigned static_place = (static_end += (sizeof(T) + 15) / 16 * 16) - (sizeof(T) + 15) / 16 * 16;
 template <class T>

@@ -17,22 +17,25 @@ constexpr u32 PROCESSORS = 4, DYNAMIC_BYTES = 200 << 10;
 
 // As kernels/src/cuda/gemm_stream.rs cuts a product.
 struct Cut {
-    u32 blocks, tile, boxes, stages, team, teams, flight, flight_beside, sums, beside;
+    u32 blocks, tile, columns, boxes, stages, team, teams, flight, flight_beside, sums, beside;
 
-    Cut(bool in_groups, u32 rows, u32 weight_rows, std::function<u32(u32)> bytes_beside) {
-        const u32 units = divide_up(divide_up(weight_rows, 16), PROCESSORS);
-        tile = divide_up(units, divide_up(units, 16)) * 16;
+    Cut(bool in_groups, u32 rows, u32 weight_rows, u32 splits, u32 unit,
+        std::function<u32(u32)> bytes_beside) {
+        const u32 units = divide_up(divide_up(weight_rows, unit), PROCESSORS);
+        const u32 whole = divide_up(units, divide_up(units, 256 / unit)) * unit;
+        tile = splits > 1 ? OUTPUTS : max(whole, 16u);
+        columns = splits > 1 ? align(divide_up(OUTPUTS, splits), 8) : tile;
         const u32 tiles = divide_up(weight_rows, tile);
         for (team = 1; team * OUTPUTS < tile; team *= 2) {}
-        blocks = min(tiles, PROCESSORS);
-        const u32 both = bytes_beside(tile) == 0 ? 32u << 10 : 28u << 10;
+        blocks = splits > 1 ? tiles * splits : min(tiles, PROCESSORS);
+        const u32 both = bytes_beside(columns) == 0 ? 32u << 10 : 28u << 10;
         const u32 of_both = in_groups ? both / ((tile + rows) * BOX_ROW_BYTES) : 8;
         boxes = max(1u, min(min(8u, of_both), (16u << 10) / (tile * BOX_ROW_BYTES)));
         const u32 weight = boxes * tile * BOX_ROW_BYTES;
         const u32 stage = weight + boxes * rows * BOX_ROW_BYTES;
         const u32 all_sums = WARPS * rows * STRIDE * sizeof(float);
         const u32 past = in_groups ? (team * OUTPUTS - tile) * BOX_ROW_BYTES : 0;
-        const u32 room = DYNAMIC_BYTES - 2048 - align(max(past, bytes_beside(tile)), 1024);
+        const u32 room = DYNAMIC_BYTES - 2048 - align(max(past, bytes_beside(columns)), 1024);
         const bool alone = tiles <= blocks;
         const u32 most = min((alone ? room : room - all_sums) / stage, STAGES_MAX);
         stages = 0;
@@ -50,7 +53,7 @@ struct Cut {
 };
 
 struct Shape {
-    u32 rows, inputs, outputs, parts;
+    u32 rows, inputs, outputs, parts, splits = 1;
 };
 
 static void by_warps(const GemmStreamParams& p, u32 most, bool adapted) {
@@ -82,30 +85,35 @@ static void by_groups(const GemmStreamParams& p, u32 most, bool adapted) {
 }
 
 static void check(bool in_groups, Shape shape, bool biased, AdapterSet* adapters = nullptr) {
-    const auto [rows, inputs, outputs, parts] = shape;
+    const auto [rows, inputs, outputs, parts, splits] = shape;
     const u32 all = outputs * parts, most = rows <= 8 ? 8 : rows <= 16 ? 16 : rows <= 32 ? 32 : 64;
     const Elements weight = some(size_t{all} * inputs, 0.125f);
     const Elements x = some(size_t{rows} * inputs, 1.0f);
     const Elements bias = some(all, 1.0f);
     Elements out(size_t{rows} * outputs, Element{0x7fc0});
+    std::vector<float> in_splits(size_t{splits} * rows * outputs, NAN), full_bias;
+    for (const Element some : bias) full_bias.push_back(to_f32(some));
     AdaptersParams beside = {};
-    u32 places = 0;
+    u32 places = 0, unit = 8;
     if (adapters) {
+        for (const LoraPair& pair : adapters->pairs) {
+            if (pair.b && pair.expand_rank / pair.b_blocks % 2) unit = parts * 8;
+        }
         const u32 slices = EXPANDERS * SLICES * sizeof(Slice);
         const u32 shrunk = align(slices + rows * 2 * sizeof(Piece), 128);
         const u32 ring = align(shrunk + rows * adapters->h_stride * sizeof(Element), 128);
         u32 rank = 0;
         for (const LoraPair& pair : adapters->pairs) rank = max(rank, pair.expand_rank);
-        const u32 tile = Cut(in_groups, most, all, [](u32) { return 0; }).tile;
+        const u32 columns = Cut(in_groups, most, all, splits, unit, [](u32) { return 0; }).columns;
         const u32 many = rows > 16 ? 2048 : 4096, column = rank * u32{sizeof(Element)};
-        const u32 slot = min(4096u, align(max(min(many, tile * column), 8 * column), 128));
+        const u32 slot = min(4096u, align(max(min(many, columns * column), 8 * column), 128));
         places = ring + SLOTS * slot;
         beside = {adapters->pairs.data(), adapters->segments.data(), &adapters->count,
                   adapters->h.data(), nullptr, 2, adapters->splits, adapters->h_stride,
-                  0, shrunk, ring, places, slot};
+                  0, shrunk, ring, places, slot, columns};
     }
-    const Cut cut(in_groups, most, all, [&](u32 tile) {
-        return adapters ? places + rows * (tile + 4) * u32{sizeof(float)} : 0;
+    const Cut cut(in_groups, most, all, splits, unit, [&](u32 columns) {
+        return adapters ? places + rows * (columns + 4) * u32{sizeof(float)} : 0;
     });
     for (u32* place : {&beside.pieces, &beside.shrunk, &beside.ring, &beside.sums}) {
         *place += cut.beside;
@@ -115,7 +123,12 @@ static void check(bool in_groups, Shape shape, bool biased, AdapterSet* adapters
                                            cut.tile / parts, cut.boxes, parts};
     reinterpret_cast<Matrix&>(p.x) = {x.data(), 1, rows, inputs, most, cut.boxes, 1};
     p.bias = biased ? bias.data() : nullptr, p.out = out.data(), p.adapters = beside;
+    if (splits > 1) {
+        p.out = in_splits.data(), p.full = true;
+        if (biased) p.bias = full_bias.data();
+    }
     p.rows = rows, p.inputs = inputs, p.outputs = outputs, p.parts = parts, p.tile = cut.tile;
+    p.splits = splits;
     p.boxes = cut.boxes, p.stages = cut.stages, p.team = cut.team, p.teams = cut.teams;
     p.flight = cut.flight, p.flight_beside = cut.flight_beside, p.ring = 1024, p.sums = cut.sums;
     launch(cut.blocks, adapters ? ADAPTED_THREADS : THREADS, [&] {
@@ -134,7 +147,10 @@ static void check(bool in_groups, Shape shape, bool biased, AdapterSet* adapters
         for (u32 output = 0; output < outputs; output++) {
             double want = sum(row, output);
             if (parts == 2) want = want / (1.0 + exp(-want)) * sum(row, outputs + output);
-            const double got = to_f32(out[size_t{row} * outputs + output]);
+            double got = splits > 1 ? 0.0 : to_f32(out[size_t{row} * outputs + output]);
+            for (u32 i = 0; i < splits && splits > 1; i++) {
+                got += in_splits[(size_t{i} * rows + row) * outputs + output];
+            }
             if (fabs(got - want) <= 1e-2 * (1.0 + fabs(want))) continue;
             printf("row %u, output %u is %f, not %f\n", row, output, got, want);
             fail("gemm_stream with rows", rows);
@@ -155,6 +171,11 @@ int main(int, char** arguments) {
         }
     }
     check(true, {64, 576, 250, 1}, false);
+    for (const bool in_groups : {false, true}) {
+        check(in_groups, {3, 2048, 64, 1, 4}, true);
+        check(in_groups, {16, 1088, 100, 1, 2}, true);
+    }
+    check(true, {50, 1600, 90, 1, 2}, true);
     check(true, {41, 192, 448, 2}, false);
     const Slots even = {{{{16, 1}, {16, 1}}}, {{{64, 1}, {0, 1}}}, {{{128, 1}, {24, 1}}},
                         {{{0, 1}, {256, 1}}}, {{{8, 1}, {96, 1}}}};
@@ -177,6 +198,12 @@ int main(int, char** arguments) {
         adapted({32, 320, 384, 2}, slots, {{1, 8}, {0, 8}, {3, 2}, {NOBODY, 1}, {2, 5}, {4, 8}}, 2);
         adapted({21, 1088, 256, 1}, slots, {{0, 8}, {3, 2}, {NOBODY, 3}, {4, 8}}, 1);
     }
+    adapted({5, 640, 88, 2}, even, {{0, 2}, {2, 1}, {NOBODY, 1}, {3, 1}}, 2);
+    adapted({19, 640, 216, 2}, even, {{0, 8}, {2, 3}, {NOBODY, 1}, {4, 7}}, 1);
+    adapted({8, 2048, 64, 1, 4}, even, {{NOBODY, 2}, {0, 1}, {1, 1}, {2, 1}, {3, 1}, {4, 2}}, 1);
+    adapted({1, 1088, 100, 1, 2}, odd, {{2, 1}}, 2);
+    adapted({21, 1088, 128, 1, 2}, even, {{0, 8}, {3, 2}, {NOBODY, 3}, {4, 8}}, 1);
+    adapted({6, 2048, 128, 1, 2}, diagonal, {{0, 4}, {NOBODY, 1}, {0, 1}}, 1);
     // More slices than warps look up at once.
     adapted({16, 64, 512, 1}, even, std::vector<Share>(16, {3, 1}), 1);
     const std::vector<Share> many = {{0, 8}, {3, 8}, {1, 8}, {NOBODY, 3}, {4, 8}, {2, 8}, {0, 6}};

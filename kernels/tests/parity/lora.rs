@@ -256,9 +256,13 @@ impl Lora {
     }
 
     pub fn site<O: Ops>(&self, ops: &mut O) -> O::Site {
+        self.site_of(ops, self.input())
+    }
+
+    /// The same where `x` says nothing of how many inputs there are.
+    pub fn site_of<O: Ops>(&self, ops: &mut O, input: usize) -> O::Site {
         // One that nobody writes is none.
         let targets = self.targets.into_iter().filter(|outputs| *outputs > 0).collect();
-        let input = self.input();
         let shape = SiteShape { input, targets, slots: SLOTS.len() };
         let mut site = ops.site(shape, self.dtype).expect("a site");
         let mut load = |slot: usize, content: usize| {

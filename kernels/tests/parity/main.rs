@@ -6,6 +6,8 @@
 
 /// Products of decode with what adapters add.
 mod adapted;
+/// Products to queries, keys and values, and attention behind them.
+mod attend;
 /// The paged cache and attention over it.
 mod attention;
 /// Moving rows in and out of buffers, random numbers, comparisons.
@@ -38,6 +40,7 @@ fn check<O: Ops>(name: &str, promise: Promise, backend: O) {
     elementwise::check(&mut bench);
     linear::check(&mut bench);
     attention::check(&mut bench);
+    attend::check(&mut bench);
     lora::check(&mut bench);
     sample::check(&mut bench);
 }
@@ -104,6 +107,7 @@ cuda_equals_reference! {
     row_by_row: crate::elementwise::check,
     in_products: crate::linear::check,
     in_attention: crate::attention::check,
+    in_products_with_attention: crate::attend::check,
     with_adapters: crate::lora::check,
     in_adapted_products: crate::adapted::check,
     in_large_adapted_products: crate::adapted::check_large,

@@ -4,11 +4,15 @@
 /// Warps that multiply.
 const WARPS: usize = 8;
 
-/// Rows of the weight in a unit of work, units of a warp, and units of a block's tile at most: a
-/// box has no more rows.
-const UNIT: usize = 16;
-const UNITS_OF_WARP: usize = 4;
-const UNITS_MAX: usize = 16;
+/// Rows of the weight in a unit of work, and of what a warp multiplies at once; such of a warp, and
+/// rows of a block's tile at most: a box has no more.
+pub const UNIT: usize = 8;
+const PRODUCT: usize = 16;
+const PRODUCTS_OF_WARP: usize = 4;
+const TILE_MAX: usize = 256;
+
+/// Outputs that a warp has, or a group as one operand.
+const OUTPUTS: usize = PRODUCTS_OF_WARP * PRODUCT;
 
 /// Groups of warps that multiply together, and 64s of outputs of one at most.
 const GROUPS: usize = 2;
@@ -42,7 +46,7 @@ const FLIGHT_BESIDE_BYTES: usize = 48 << 10;
 pub const BARRIERS_BYTES: usize = 1024;
 
 /// Sums of a row of a warp's outputs, with what parts the banks.
-const SUMS_STRIDE: usize = UNITS_OF_WARP * UNIT + 4;
+const SUMS_STRIDE: usize = OUTPUTS + 4;
 
 /// Shared memory of a block: what is left of a multiprocessor's serves the kernels beside it.
 pub const SHARED_BYTES: usize = 200 << 10;
@@ -102,9 +106,27 @@ impl By {
     fn past_bytes(self, tile: usize, team: usize) -> usize {
         match self {
             By::Warps => 0,
-            By::Groups => (team * UNITS_OF_WARP * UNIT - tile) * BOX_ROW_BYTES,
+            By::Groups => (team * OUTPUTS - tile) * BOX_ROW_BYTES,
         }
     }
+}
+
+/// Rows of a tile that several blocks share, such splits at most (`attention_own.cuh`), and inputs of
+/// one at least.
+const SPLIT_TILE: usize = OUTPUTS;
+const SPLITS_MAX: usize = 6;
+const SPLIT_INPUTS_MIN: usize = 512;
+
+/// In how many splits blocks take the inputs of a small weight, where whoever reads the result adds
+/// them up: tiles as narrow as would occupy all multiprocessors fill the ring with x.
+pub fn splits(processors: usize, weight_rows: usize, inputs: usize) -> usize {
+    let most = SPLITS_MAX.min(inputs / SPLIT_INPUTS_MIN);
+    (processors / weight_rows.div_ceil(SPLIT_TILE).max(1)).clamp(1, most.max(1))
+}
+
+/// Elements of all splits of a row, at most.
+pub fn split_outputs_max(processors: usize) -> usize {
+    processors * SPLIT_TILE
 }
 
 /// How the rows of a weight are shared among a device's blocks: all read as much, up to 16 rows.
@@ -114,14 +136,27 @@ pub struct Tiles {
     /// Rows that a block takes at once.
     pub tile: usize,
     count: usize,
+    /// Columns that a block adds to what adapters do.
+    pub columns: usize,
 }
 
 impl Tiles {
-    pub fn new(processors: usize, weight_rows: usize) -> Self {
-        let units = weight_rows.div_ceil(UNIT).div_ceil(processors);
-        let tile = units.div_ceil(units.div_ceil(UNITS_MAX).max(1)).max(1) * UNIT;
+    /// Of units of so many rows. Where there are `splits`, [`splits`] said so.
+    pub fn new(processors: usize, weight_rows: usize, splits: usize, unit: usize) -> Self {
+        if splits > 1 {
+            return Self::split(weight_rows, splits);
+        }
+        let units = weight_rows.div_ceil(unit).div_ceil(processors);
+        let units = units.div_ceil(units.div_ceil(TILE_MAX / unit).max(1));
+        let tile = (units * unit).max(PRODUCT);
         let count = weight_rows.div_ceil(tile);
-        Self { blocks: count.min(processors), tile, count }
+        Self { blocks: count.min(processors), tile, count, columns: tile }
+    }
+
+    fn split(weight_rows: usize, splits: usize) -> Self {
+        let count = weight_rows.div_ceil(SPLIT_TILE);
+        let columns = SPLIT_TILE.div_ceil(splits).next_multiple_of(8);
+        Self { blocks: count * splits, tile: SPLIT_TILE, count, columns }
     }
 
     pub fn one_each(&self) -> bool {
@@ -155,7 +190,7 @@ impl Cut {
     /// `beside` are bytes of shared memory that are needed beside the product.
     pub fn new(processors: usize, tiles: Tiles, by: By, rows: usize, beside: usize) -> Self {
         let Tiles { blocks, tile, .. } = tiles;
-        let team = tile.div_ceil(UNITS_OF_WARP * UNIT).next_power_of_two();
+        let team = tile.div_ceil(OUTPUTS).next_power_of_two();
         let boxes = by.boxes(tile, rows, beside);
         let weight = boxes * tile * BOX_ROW_BYTES;
         let stage = weight + boxes * rows * BOX_ROW_BYTES;
@@ -192,7 +227,7 @@ mod tests {
     use super::*;
 
     fn cut(rows: usize, weight_rows: usize, beside: usize) -> Cut {
-        Cut::new(132, Tiles::new(132, weight_rows), By::Warps, rows, beside)
+        Cut::new(132, Tiles::new(132, weight_rows, 1, UNIT), By::Warps, rows, beside)
     }
 
     #[test]
@@ -200,7 +235,7 @@ mod tests {
         let shares = |cut: Cut| (cut.blocks, cut.tile);
         assert_eq!(shares(cut(8, 4096, 0)), (128, 32));
         assert_eq!(shares(cut(16, 28672, 0)), (128, 224));
-        assert_eq!(shares(cut(8, 128_256, 0)), (132, 256));
+        assert_eq!(shares(cut(8, 128_256, 0)), (132, 248));
         assert_eq!(shares(cut(8, 5, 0)), (1, 16));
     }
 
@@ -208,12 +243,12 @@ mod tests {
     fn teams_have_all_of_a_tile_and_stages_of_their_own() {
         let most = |rows, beside, weight_rows| {
             let Cut { tile, team, teams, stages, .. } = cut(rows, weight_rows, beside);
-            assert!(team * UNITS_OF_WARP * UNIT >= tile && team * teams <= WARPS);
+            assert!(team * OUTPUTS >= tile && team * teams <= WARPS);
             assert!(teams > 0 && stages % teams == 0, "{teams} teams, {stages} stages");
             (teams, stages)
         };
         assert_eq!(most(8, 0, 4096), (3, 9));
-        assert_eq!(most(8, 0, 7168), (5, 10));
+        assert_eq!(most(8, 0, 7168), (6, 12));
         assert_eq!(most(16, 0, 28672), (2, 6));
         assert_eq!(most(16, 90 << 10, 28672), (1, 3));
         assert_eq!(most(8, 150 << 10, 4096), (2, 2));
@@ -243,11 +278,27 @@ mod tests {
     }
 
     #[test]
+    fn small_weights_are_split_so_that_blocks_are_at_work() {
+        let of = |weight_rows, inputs| {
+            let splits = splits(132, weight_rows, inputs);
+            let tiles = Tiles::new(132, weight_rows, splits, UNIT);
+            assert!(tiles.one_each() && tiles.blocks <= 132);
+            assert!(tiles.columns * splits >= tiles.tile);
+            assert!(splits * weight_rows <= split_outputs_max(132));
+            (splits, tiles.tile, tiles.blocks, tiles.columns)
+        };
+        assert_eq!(of(1280, 8192), (6, 64, 120, 16));
+        assert_eq!(of(2560, 2048), (3, 64, 120, 24));
+        assert_eq!(of(6144, 4096), (1, 48, 128, 48));
+        assert_eq!(of(96, 64), (1, 16, 6, 16));
+    }
+
+    #[test]
     fn groups_have_a_tile_among_them_or_are_teams() {
         let shares = |rows, weight_rows| {
             let Cut { tile, boxes, team, teams, stages, .. } =
-                Cut::new(132, Tiles::new(132, weight_rows), By::Groups, rows, 0);
-            let read = team * UNITS_OF_WARP * UNIT * BOX_ROW_BYTES;
+                Cut::new(132, Tiles::new(132, weight_rows, 1, UNIT), By::Groups, rows, 0);
+            let read = team * OUTPUTS * BOX_ROW_BYTES;
             let last = BARRIERS_BYTES + stages * boxes * (tile + rows) * BOX_ROW_BYTES;
             assert!(
                 last - boxes * rows * BOX_ROW_BYTES - tile * BOX_ROW_BYTES + read < SHARED_BYTES

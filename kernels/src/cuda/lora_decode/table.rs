@@ -71,10 +71,29 @@ pub struct DecodeTable {
     /// Rows of few segments up to which products leave room for shrink; none where they do not
     /// stream.
     beside_rows: usize,
-    /// Whether all pairs ever loaded are cut as `lora_rows.cu` needs it.
+    /// What all pairs that were ever loaded are.
+    pub all: Cuts,
+}
+
+/// How pairs are cut: what launches count on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cuts {
+    /// As `lora_rows.cu` needs it.
     pub even: bool,
-    /// Whether they are cut as `adapters.cuh` needs it.
+    /// As `adapters.cuh` needs it.
     pub copied: bool,
+    /// So that 4 columns of any B are a multiple of 16 bytes.
+    pub even_ranks: bool,
+}
+
+impl Cuts {
+    fn and(self, pairs: &[PairEntry]) -> Self {
+        Self {
+            even: self.even && pairs.iter().all(PairEntry::is_even),
+            copied: self.copied && pairs.iter().all(PairEntry::is_copied),
+            even_ranks: self.even_ranks && pairs.iter().all(PairEntry::has_even_ranks),
+        }
+    }
 }
 
 impl DecodeTable {
@@ -88,8 +107,11 @@ impl DecodeTable {
             inputs: shape.input,
             processors: device.processors,
             beside_rows: device.kernels.gemm_stream.as_ref().map_or(0, GemmStream::beside_rows),
-            copied: true,
-            even: shape.input.is_multiple_of(8) && shape.output().is_multiple_of(COLUMNS),
+            all: Cuts {
+                even: shape.input.is_multiple_of(8) && shape.output().is_multiple_of(COLUMNS),
+                copied: true,
+                even_ranks: true,
+            },
         })
     }
 
@@ -115,16 +137,20 @@ impl DecodeTable {
 
     /// Parts that shrink cuts the inputs into in a step of so many rows.
     pub fn splits(&self, rows: usize) -> usize {
-        let blocks = self.blocks(rows);
-        if blocks == self.processors && self.inputs < CUT_BESIDE_MIN {
+        if self.is_one_a_processor(rows) && self.inputs < CUT_BESIDE_MIN {
             return 1;
         }
-        splits(self.inputs, self.segments(rows) * self.tiles, blocks)
+        splits(self.inputs, self.segments(rows) * self.tiles, self.blocks(rows))
     }
 
     /// Whether a product of so many rows starts beside shrink, not behind it.
     pub fn beside(&self, rows: usize) -> bool {
         rows <= self.beside_rows && (rows <= ROWS_ANY || self.segments(rows) <= SEGMENTS_MAX)
+    }
+
+    /// Whether shrink of so many rows has one block a multiprocessor.
+    pub fn is_one_a_processor(&self, rows: usize) -> bool {
+        self.blocks(rows) == self.processors
     }
 
     /// Blocks of shrink in a step of so many rows: one a multiprocessor where a product may be
@@ -144,8 +170,9 @@ impl DecodeTable {
         (pairs, input): (&[PairEntry], usize),
     ) -> Result<bool> {
         let mut tiles = Vec::new();
-        self.even &= pairs.iter().all(PairEntry::is_even);
-        self.copied &= pairs.iter().all(PairEntry::is_copied);
+        let all = self.all.and(pairs);
+        let differ = all != self.all;
+        self.all = all;
         pairs.iter().for_each(|pair| add_tiles(pair, input, &mut tiles));
         let columns = tiles.iter().map(|tile| (tile.h + tile.rows) as usize).max().unwrap_or(0);
         let columns = columns.next_multiple_of(H_ALIGNMENT);
@@ -162,7 +189,7 @@ impl DecodeTable {
         } else {
             self.send(upload, slot)?;
         }
-        Ok(grows)
+        Ok(grows || differ)
     }
 
     /// Brings a slot's tiles to the device.
@@ -250,6 +277,23 @@ fn add_tiles(pair: &PairEntry, input: usize, tiles: &mut Vec<ShrinkTile>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_pair_that_is_cut_otherwise_counts_for_all() {
+        let pair = |expand_rank, b_blocks, outputs| PairEntry {
+            shrink_rank: expand_rank,
+            expand_rank,
+            b_blocks,
+            a_blocks: 1,
+            outputs,
+            ..PairEntry::default()
+        };
+        let all = Cuts { even: true, copied: true, even_ranks: true };
+        assert_eq!(all.and(&[pair(16, 1, 4096), pair(64, 8, 4096), pair(0, 1, 7)]), all);
+        assert_eq!(all.and(&[pair(33, 1, 4096)]), Cuts { even_ranks: false, ..all });
+        assert!(!all.and(&[pair(24, 8, 4096)]).even_ranks);
+        assert!(!all.and(&[pair(16, 8, 96)]).copied && !all.and(&[pair(512, 1, 4096)]).copied);
+    }
 
     #[test]
     fn inputs_are_split_where_tiles_are_few() {
