@@ -281,7 +281,8 @@ struct Walk {
 // by then, and so are always 16 positions while 16 are multiplied, where there are registers for it.
 template <int DIM>
 __device__ void attend(const AttentionParams& p) {
-    // What is behind heads, which are read before, in as much as a product leaves beside it.
+    // Heads are read before shares are written, and lie in the same place: both would be more than a
+    // product leaves beside it.
     extern __shared__ __align__(16) float shared[];
     auto shares = reinterpret_cast<Share<DIM>(*)[HEADS]>(shared);
     auto& heads = *reinterpret_cast<Heads<DIM>*>(shared);

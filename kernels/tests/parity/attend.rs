@@ -29,7 +29,7 @@ const MIXES: [&[Share]; 5] = [
 
 /// Positions of a block, and steps: each row sees its own of all before.
 const BLOCK_TOKENS: usize = 4;
-const STEPS: usize = 3;
+const STEPS: usize = 2;
 
 /// Where products are cuBLASLt's and of f32, this is two operations one after the other, which have checks
 /// of their own; and one of its products, 24 x 3136 x 256, came to NaN on an H200 (docs/performance.md).
