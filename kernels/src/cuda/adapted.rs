@@ -1,5 +1,5 @@
-//! Products whose adapters are launches of their own: which of them come first, and what they share
-//! with the norm behind them.
+//! Products with what adapters add: where these are launches of their own, which of them come
+//! first, and what they share with the norm behind them.
 
 use contract::adapter::Exchange;
 
@@ -25,10 +25,26 @@ const NARROW_RANK_MAX: usize = 32;
 pub const SUM_ROWS_MIN: usize = 512;
 
 impl Cuda {
+    /// `out = x weight^T + bias` and what adapters add, in one launch where that is possible.
+    pub(super) fn adapted_product(
+        &mut self,
+        x: &Buf,
+        (weight, bias): (&Weight, Option<&Weight>),
+        (site, step, h): (&Site, &Step, &mut Buf),
+        out: &mut Buf,
+    ) -> Result<()> {
+        let mut operands = Operands { x, weight, bias, out: &mut *out };
+        let (form, adapters) = (Form::of(step.rows), (site, step, &mut *h));
+        if self.gemm.stream_adapted(&self.device, form, &mut operands, adapters)? {
+            return Ok(());
+        }
+        self.adapted_gemm_apart(x, (weight, bias), (site, step, h), out)
+    }
+
     /// `out = x weight^T + bias` and what adapters add, by launches of their own. In decode, expand
     /// of larger lora ranks comes before the product, which adds to what it wrote: beside shrink
     /// it finds room to bring its first columns of B, beside cuBLASLt's product it does not.
-    pub(super) fn adapted_gemm_apart(
+    fn adapted_gemm_apart(
         &mut self,
         x: &Buf,
         (weight, bias): (&Weight, Option<&Weight>),

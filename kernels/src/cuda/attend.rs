@@ -1,5 +1,5 @@
-//! Queries, keys and values, and what they attend to: in decode, a small weight's product leaves it to
-//! attention to add up the splits of its inputs.
+//! Queries, keys and values, and what they attend to: in decode, a small weight's product leaves it
+//! to attention to add up the splits of its inputs.
 
 use contract::tensor::DType;
 
@@ -35,8 +35,27 @@ impl Cuda {
         attention::attention(&self.device, &mut self.scratch, heads, step, operands)
     }
 
+    /// The product, with what adapters add, and attention.
+    pub(super) fn project_and_attend(
+        &mut self,
+        x: &Buf,
+        weight: (&Weight, Option<&Weight>),
+        (step, mut adapters): (&Step, Option<(&Site, &mut Buf)>),
+        mut attend: Attend<'_, Self>,
+    ) -> Result<()> {
+        let lent = adapters.as_mut().map(|(site, h)| (*site, &mut **h));
+        if self.attend_in_splits(x, weight, (step, lent), &mut attend)? {
+            return Ok(());
+        }
+        match adapters {
+            Some((site, h)) => self.adapted_gemm(x, weight, (site, step, h), attend.qkv)?,
+            None => self.gemm(x, weight.0, weight.1, step.rows, attend.qkv)?,
+        }
+        self.rope_attend(step, attend)
+    }
+
     /// The product and attention, where both take splits. False if they do not.
-    pub(super) fn attend_in_splits(
+    fn attend_in_splits(
         &mut self,
         x: &Buf,
         (weight, bias): (&Weight, Option<&Weight>),

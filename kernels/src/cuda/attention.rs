@@ -159,8 +159,8 @@ const _: () = {
     assert!(tiles_shared_bytes(256) <= SHARED_BYTES_ANYWHERE);
 };
 
-/// A share of every warp and head: a sum of values, largest score, sum of weights, and what parts the
-/// banks.
+/// A share of every warp and head: a sum of values, largest score, sum of weights, and what parts
+/// the banks.
 fn decode_shared_bytes(dim: usize) -> usize {
     DECODE_HEADS * (THREADS as usize / 32) * (dim + 4) * size_of::<f32>()
 }

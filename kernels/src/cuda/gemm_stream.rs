@@ -87,9 +87,9 @@ pub const ROWS_ANY: usize = 16;
 /// registers, and with more rows it is no faster.
 const BESIDE_GROUPS_MAX: usize = 32;
 
-/// Rows of a step whose products beside shrink leave some multiprocessors without a block: where the norm
-/// of a row waits, the next product's block would start late. Fewer rows find enough that are free, and
-/// more of them too few (docs/performance.md).
+/// Rows of a step whose products beside shrink leave some multiprocessors without a block: where
+/// the norm of a row waits, the next product's block would start late. Fewer rows find enough that
+/// are free, and more of them too few (docs/performance.md).
 const ROWS_WITH_ROOM: RangeInclusive<usize> = 5..=32;
 
 /// Rows of the weight in a unit of work, then.
@@ -176,8 +176,8 @@ impl GemmStream {
         if self.groups.is_some() { BESIDE_GROUPS_MAX } else { ROWS_ANY }
     }
 
-    /// In how many splits a product of such a weight is fastest, if whoever reads the result adds them
-    /// up.
+    /// In how many splits a product of such a weight is fastest, if whoever reads the result adds
+    /// them up.
     pub fn splits(
         device: &Device,
         weight: &Weight,

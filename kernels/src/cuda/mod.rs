@@ -78,7 +78,7 @@ use adapted::SUM_ROWS_MIN;
 use attention::Scratch;
 use cache::Cache;
 use device::Device;
-use gemm::Gemm;
+use gemm::{Form, Gemm};
 use graph::Graphs;
 use idle::Idle;
 use index::IndexPool;
@@ -265,7 +265,7 @@ impl Ops for Cuda {
         out: &mut Buf,
     ) -> Result<()> {
         let mut operands = gemm::Operands { x, weight, bias: None, out };
-        if self.gemm.stream(&self.device, gemm::Form::gated(rows), &mut operands, None)? {
+        if self.gemm.stream(&self.device, Form::gated(rows), &mut operands, None)? {
             return Ok(());
         }
         self.gemm(x, weight, None, rows, gate_up)?;
@@ -275,17 +275,11 @@ impl Ops for Cuda {
     fn adapted_gemm(
         &mut self,
         x: &Buf,
-        (weight, bias): (&Weight, Option<&Weight>),
-        (site, step, h): (&Site, &Step, &mut Buf),
+        weight: (&Weight, Option<&Weight>),
+        adapters: (&Site, &Step, &mut Buf),
         out: &mut Buf,
     ) -> Result<()> {
-        let mut operands = gemm::Operands { x, weight, bias, out: &mut *out };
-        let adapters = (site, step, &mut *h);
-        let form = gemm::Form::of(step.rows);
-        if self.gemm.stream_adapted(&self.device, form, &mut operands, adapters)? {
-            return Ok(());
-        }
-        self.adapted_gemm_apart(x, (weight, bias), (site, step, h), out)
+        self.adapted_product(x, weight, adapters, out)
     }
 
     fn gemm_add_rms_norm(
@@ -326,7 +320,7 @@ impl Ops for Cuda {
     ) -> Result<()> {
         let mut operands = gemm::Operands { x, weight, bias: None, out: &mut *out };
         let adapters = (site, step, &mut *h);
-        let form = gemm::Form::gated(step.rows);
+        let form = Form::gated(step.rows);
         if self.gemm.stream_adapted(&self.device, form, &mut operands, adapters)? {
             return Ok(());
         }
@@ -383,15 +377,11 @@ impl Ops for Cuda {
     fn gemm_rope_attention(
         &mut self,
         x: &Buf,
-        (weight, bias): (&Weight, Option<&Weight>),
+        weight: (&Weight, Option<&Weight>),
         step: &Step,
-        mut attend: Attend<'_, Self>,
+        attend: Attend<'_, Self>,
     ) -> Result<()> {
-        if self.attend_in_splits(x, (weight, bias), (step, None), &mut attend)? {
-            return Ok(());
-        }
-        self.gemm(x, weight, bias, step.rows, attend.qkv)?;
-        self.rope_attend(step, attend)
+        self.project_and_attend(x, weight, (step, None), attend)
     }
 
     fn adapted_gemm_rope_attention(
@@ -399,14 +389,9 @@ impl Ops for Cuda {
         x: &Buf,
         weight: (&Weight, Option<&Weight>),
         (site, step, h): (&Site, &Step, &mut Buf),
-        mut attend: Attend<'_, Self>,
+        attend: Attend<'_, Self>,
     ) -> Result<()> {
-        let adapters = (step, Some((site, &mut *h)));
-        if self.attend_in_splits(x, weight, adapters, &mut attend)? {
-            return Ok(());
-        }
-        self.adapted_gemm(x, weight, (site, step, h), attend.qkv)?;
-        self.rope_attend(step, attend)
+        self.project_and_attend(x, weight, (step, Some((site, h))), attend)
     }
 
     fn silu_mul(&mut self, gate_up: &Buf, width: usize, rows: usize, out: &mut Buf) -> Result<()> {

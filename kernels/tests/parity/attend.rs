@@ -1,5 +1,5 @@
-//! Queries, keys and values of decode, with and without what adapters add, and what they attend to, in
-//! one operation.
+//! Queries, keys and values of decode, with and without what adapters add, and what they attend to,
+//! in one operation.
 
 use std::sync::Arc;
 
@@ -11,8 +11,8 @@ use kernels::ops::{Attend, CacheShape, Heads, Ops, Precision, Rows};
 use crate::bench::{Bench, Case, Promise, poisoned, poisoned_as, upload, weight};
 use crate::lora::{Lora, Share, local_pair};
 
-/// Inputs, query heads, key heads, width: where a GPU takes the inputs in splits, in even and uneven ones,
-/// and where it does not.
+/// Inputs, query heads, key heads, width: where a GPU takes the inputs in splits, in even and
+/// uneven ones, and where it does not.
 const SHAPES: [(usize, usize, usize, usize); 4] =
     [(3136, 2, 1, 64), (1088, 8, 1, 128), (1088, 2, 1, 96), (128, 4, 2, 64)];
 
@@ -31,8 +31,9 @@ const MIXES: [&[Share]; 5] = [
 const BLOCK_TOKENS: usize = 4;
 const STEPS: usize = 2;
 
-/// Where products are cuBLASLt's and of f32, this is two operations one after the other, which have checks
-/// of their own; and one of its products, 24 x 3136 x 256, came to NaN on an H200 (docs/performance.md).
+/// Where products are cuBLASLt's and of f32, this is two operations one after the other, which have
+/// checks of their own; and one of its products, 24 x 3136 x 256, came to NaN on an H200
+/// (docs/performance.md).
 pub fn check<O: Ops>(bench: &mut Bench<O>) {
     let Promise { activations, same_products, .. } = bench.promise;
     if activations == DType::F32 && !same_products {

@@ -111,8 +111,8 @@ impl By {
     }
 }
 
-/// Rows of a tile that several blocks share, such splits at most (`attention_own.cuh`), and inputs of
-/// one at least.
+/// Rows of a tile that several blocks share, such splits at most (`attention_own.cuh`), and inputs
+/// of one at least.
 const SPLIT_TILE: usize = OUTPUTS;
 const SPLITS_MAX: usize = 6;
 const SPLIT_INPUTS_MIN: usize = 512;
