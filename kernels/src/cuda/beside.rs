@@ -84,8 +84,8 @@ impl Adapters<'_> {
             && self.shrunk_bytes() <= SHRUNK_BYTES_MAX
     }
 
-    /// A tile starts at multiples of so many columns of B, of every part.
-    pub fn columns(&self) -> usize {
+    /// Columns of B, of every part, at whose multiples a tile may start.
+    pub fn unit(&self) -> usize {
         if self.site.decode.all.even_ranks { 4 } else { 8 }
     }
 

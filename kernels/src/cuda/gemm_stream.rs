@@ -270,7 +270,7 @@ impl Size {
     fn tiles(&self, processors: usize, adapters: Option<&Adapters<'_>>) -> Tiles {
         let unit = match adapters {
             Some(adapters) if leaves_room(self.rows, adapters.site) => UNIT_WITH_ROOM,
-            Some(adapters) => UNIT.max(self.parts * adapters.columns()),
+            Some(adapters) => UNIT.max(self.parts * adapters.unit()),
             None => UNIT,
         };
         Tiles::new(processors, self.parts * self.outputs, self.splits, unit)
