@@ -147,8 +147,7 @@ __device__ inline void shrink(const LoraDecodeParams& p) {
             Shrink{p}.run(pieces, i, count, inputs);
         }
     });
-    // A block that writes nothing gives way to those that are let in; but for one, which speaks for all.
-    if (!waited && blockIdx.x == 0) wait_for_x(p);
+    if (!waited) wait_for_x(p);
 }
 
 extern "C" __global__ void REGISTERS(72, THREADS) lora_decode_shrink(LoraDecodeParams p) { shrink(p); }

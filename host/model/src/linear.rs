@@ -65,9 +65,7 @@ impl<O: Ops> ColumnLinear<O> {
         self.forward(pass, x, y)?;
         Ok(pass.ops.silu_mul(y, width, pass.rows, out)?)
     }
-}
 
-impl<O: Ops> ColumnLinear<O> {
     /// [`Self::forward`] of queries, keys and values, and what they attend to.
     pub fn forward_attended<C: Comm<O>>(
         &self,
