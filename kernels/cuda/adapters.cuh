@@ -5,11 +5,11 @@
 // agree: lane l = 4 g + t holds, of 16 columns, g and g + 8, 8 of 32 lora ranks, from 8 t on.
 #pragma once
 
-#include "bulk.cuh"
+#include "adapters_shrink.cuh"
 
-constexpr u32 EXPANDERS = 4;  // warps that multiply
 constexpr u32 SLOTS = 12;    // of the ring
 constexpr u32 SLICES = 16;   // that a warp looks up at once
+constexpr u32 STAGED = 2;    // times 16 bytes of h that a thread adds up at once
 constexpr u32 TOGETHER = 2;  // 16s of columns that a warp multiplies at once
 
 // Some columns of one B, all of them in the tile.
@@ -24,6 +24,9 @@ struct Piece {
     u32 place;         // its first column, counted from the tile's first
     u32 most;          // columns that fit into a slot
     u32 slices;        // of its columns
+
+    // Diagonal blocks that its pair has up to its last column.
+    __device__ u32 blocks() const { return (within + columns - 1) / of_block + 1; }
 
     // What is left of the diagonal block that its first column is in, or of the piece.
     __device__ u32 head() const { return min(of_block - within % of_block, columns); }
@@ -66,6 +69,7 @@ struct Adapters {
     Element* h;             // [rows, h_stride]
     Slice* slices;          // [EXPANDERS, SLICES]
     u32 ring, barriers;     // shared addresses
+    u32* needed;            // of h: from a column of all rows up to another
     u32 count;   // of pieces
     u32 first, columns;  // of the tile that this block adds to, of all of its parts
     u32 stride;
@@ -78,7 +82,9 @@ struct Adapters {
         h = reinterpret_cast<Element*>(shared + p.shrunk);
         ring = shared_address(shared + p.ring);
         barriers = shared_address(shared) + 512;
-        count = 0, columns = p.columns, first = blockIdx.x % gemm.splits * columns, stride = columns + 4;
+        needed = reinterpret_cast<u32*>(shared + 800);
+        count = *p.segment_count * p.targets;
+        columns = p.columns, first = blockIdx.x % gemm.splits * columns, stride = columns + 4;
     }
 
     __device__ u32 landed(u32 slot) const { return barriers + slot * 8; }
@@ -89,6 +95,7 @@ struct Adapters {
             init_barrier(landed(slot), 1);
             init_barrier(used(slot), 1);
         }
+        needed[0] = ~0u, needed[1] = 0;
     }
 
     // The n-th piece, of `outputs` columns from `first` on, of each part.
@@ -112,11 +119,14 @@ struct Adapters {
     // By `threads` threads: finds the pieces, and adds nothing yet. The tile is `outputs` columns from
     // `start` on, of each of its parts.
     __device__ void begin(const GemmStreamParams& gemm, u32 thread, u32 threads, u32 start,
-                          u32 outputs) {
-        count = *p.segment_count * p.targets;
+                          u32 outputs) const {
         const u32 own = first < outputs ? min(outputs - first, columns) : 0;
         for (u32 n = thread; n < count; n += threads) {
-            pieces[n] = piece(gemm, n, start + first, own);
+            const Piece piece = this->piece(gemm, n, start + first, own);
+            pieces[n] = piece;
+            if (piece.columns == 0) continue;
+            atomicMin(needed, piece.h);
+            atomicMax(needed + 1, piece.h + piece.ranks * piece.blocks());
         }
         for (u32 i = thread; i < gemm.rows * stride; i += threads) sums[i] = 0.0f;
     }
@@ -148,20 +158,38 @@ struct Adapters {
         return {piece.ranks, columns, piece.rows, h, sums};
     }
 
-    // By `threads` threads, once shrink is done: its parts added up in order, and rounded.
+    // By `threads` threads, once shrink is done: what is needed of its parts added up in order, and
+    // rounded. A thread has as many loads on their way as it can.
     __device__ void stage_h(u32 rows, u32 thread, u32 threads) const {
-        const u32 all = rows * p.h_stride;
-        for (u32 i = thread * 4; i < all; i += threads * 4) {
-            float sum[4] = {};
-#pragma unroll 4
-            for (u32 split = 0; split < p.splits; split++) {
-                float part[4];
-                load(part, p.h + split * all + i);
+        const u32 from = needed[0] / 4 * 4, width = needed[0] < needed[1] ? (needed[1] - from + 3) / 4 : 0;
+        const u32 all = rows * width, split = rows * p.h_stride;
+        for (u32 first = thread; first < all; first += STAGED * threads) {
+            float sums[STAGED][4] = {};
+            u32 at[STAGED];
 #pragma unroll
-                for (int n = 0; n < 4; n++) sum[n] += part[n];
+            for (u32 i = 0; i < STAGED; i++) {
+                const u32 n = first + i * threads;
+                at[i] = n < all ? n / width * p.h_stride + from + n % width * 4 : ~0u;
             }
-            store(h + i, sum);
+#pragma unroll 4
+            for (u32 n = 0; n < p.splits; n++) {
+#pragma unroll
+                for (u32 i = 0; i < STAGED; i++) {
+                    if (at[i] != ~0u) add(sums[i], p.h + n * split + at[i]);
+                }
+            }
+#pragma unroll
+            for (u32 i = 0; i < STAGED; i++) {
+                if (at[i] != ~0u) store(h + at[i], sums[i]);
+            }
         }
+    }
+
+    __device__ static void add(float (&sum)[4], const float* from) {
+        float more[4];
+        load(more, from);
+#pragma unroll
+        for (int n = 0; n < 4; n++) sum[n] += more[n];
     }
 
     // The n-th slice of all; without columns if there are less.

@@ -61,3 +61,40 @@ __device__ inline void hear(Word* word) {
     asm volatile("fence.proxy.async.global;" ::: "memory");
 #endif
 }
+
+// Pieces of work that the blocks of one kernel divide among them while it runs: shares that are taken,
+// pieces that are done, and blocks that know it. Zeros between launches.
+struct Pool {
+    unsigned int taken, done, left;
+};
+
+// Takes the next share, and returns which it is.
+__device__ inline unsigned int take(Pool* pool) { return atomicAdd(&pool->taken, 1); }
+
+// Whether some of so many shares are still to be taken after a while, in which all blocks should have
+// come and taken theirs. If they have not, they may wait for places that those have who wait for them.
+__device__ inline bool are_left(const Pool* pool, unsigned int shares) {
+    constexpr unsigned int NANOSECONDS = 50000;
+    unsigned int taken, start, now;
+    asm volatile("mov.u32 %0, %globaltimer_lo;" : "=r"(start));
+    do {
+        asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(taken) : "l"(&pool->taken) : "memory");
+        if (taken >= shares) return false;
+        asm volatile("mov.u32 %0, %globaltimer_lo;" : "=r"(now));
+    } while (now - start < NANOSECONDS);
+    return true;
+}
+
+// For one thread, which has met all that wrote results: so many pieces are done.
+__device__ inline void give(Pool* pool, unsigned int count) {
+    asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(&pool->done), "r"(count) : "memory");
+}
+
+// For one thread of every block, which takes no more: waits until all pieces are done.
+__device__ inline void await_all(Pool* pool, unsigned int count) {
+    unsigned int done;
+    do {
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(done) : "l"(&pool->done) : "memory");
+    } while (done < count);
+    if (atomicAdd(&pool->left, 1) + 1 == gridDim.x) pool->taken = pool->done = pool->left = 0;
+}

@@ -99,10 +99,11 @@ GEMM_GROUPS(4, 32, 2)
 GEMM_GROUPS(8, 64, 1)
 GEMM_GROUPS(8, 64, 2)
 
+// Of more than 32 rows, they may shrink themselves.
 #define GEMM_ADAPTED_GROUPS(COLUMNS, ROWS, BLOCKS, COUNT)                                   \
     extern "C" __global__ void REGISTERS(COUNT, ADAPTED_THREADS)                            \
         gemm_adapted_groups_##ROWS##_##BLOCKS(const __grid_constant__ GemmStreamParams p) { \
-        gemm<GroupProducts<COLUMNS, BLOCKS>, true>(p);                                      \
+        gemm<GroupProducts<COLUMNS, BLOCKS>, true, (ROWS > 32)>(p);                         \
     }
 
 GEMM_ADAPTED_GROUPS(4, 32, 1, 72)

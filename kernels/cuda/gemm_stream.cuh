@@ -8,8 +8,8 @@
 // eight warps multiply what has landed. The weight waits for nobody: it fills the ring while the
 // kernels before this one are still at work. Only so much of it is under way at a time, while they
 // are even less, that those kernels' own loads do not queue behind it.
-// What adapters add is computed beside it, by warps of their own (adapters.cuh); x may be there before
-// the kernel ahead, which shrinks it, has ended.
+// What adapters add is computed beside it, by warps of their own (adapters.cuh). Where a kernel ahead
+// shrinks x for it, x may be there before that has ended.
 // The outputs are the left operand's rows and the rows of x the right one's columns. As many warps as
 // have all outputs of the tile are a team. Teams have stages of the ring of their own, so that what one
 // waits for in a stage, to load and to multiply, costs the others no time: a full ring is used up
@@ -37,9 +37,9 @@ __device__ inline void meet_warps() { asm volatile("bar.sync 1, 256;" ::: "memor
 __device__ inline void tell_added() { asm volatile("bar.arrive 2, 384;" ::: "memory"); }
 __device__ inline void await_added() { asm volatile("bar.sync 2, 384;" ::: "memory"); }
 
-// Meets the warps of adapters, and those of them that multiply.
+// Meets the warps of adapters; or tells the one that copies what is to be copied, and does not wait.
 __device__ inline void meet_adapters() { asm volatile("bar.sync 3, 160;" ::: "memory"); }
-__device__ inline void meet_expanders() { asm volatile("bar.sync 4, 128;" ::: "memory"); }
+__device__ inline void tell_pieces() { asm volatile("bar.arrive 3, 160;" ::: "memory"); }
 
 // A stage of the ring, and the inputs and outputs that it holds.
 struct Item {
@@ -253,9 +253,9 @@ __device__ void multiply_tiles(const typename Products::Block& block, unsigned c
     }
 }
 
-// What the warps of adapters do.
+// What the warps of adapters do where another kernel shrinks.
 template <int COLUMNS>
-__device__ void add(const Block<COLUMNS>& block, Adapters adapters) {
+__device__ void add(const Block<COLUMNS>& block, const Adapters& adapters) {
     const u32 thread = threadIdx.x - THREADS, threads = ADAPTED_THREADS - THREADS;
     adapters.begin(block.p, thread, threads, block.first_tile * block.outputs, block.outputs);
     meet_adapters();
@@ -270,7 +270,35 @@ __device__ void add(const Block<COLUMNS>& block, Adapters adapters) {
     tell_added();
 }
 
-template <class Products, bool ADAPTED>
+// And where they shrink: A is on its way before B is looked for, and what is known of B is looked up
+// while other blocks shrink.
+template <int COLUMNS>
+__device__ void shrink_and_add(const Block<COLUMNS>& block, const Adapters& adapters,
+                               const OwnShrink& shrink) {
+    const u32 warp = warp_of_block() - THREADS / 32;
+    if (warp == 0) {
+        if (elect_lane()) shrink.copy_a();
+        __syncwarp();
+        meet_adapters();
+        if (elect_lane()) adapters.copy_b();
+        return;
+    }
+    const u32 thread = threadIdx.x - THREADS - 32, threads = EXPANDERS * 32;
+    adapters.begin(block.p, thread, threads, block.first_tile * block.outputs, block.outputs);
+    tell_pieces();
+    meet_expanders();
+    wait_for_previous();
+    shrink.multiply_own(warp - 1);
+    adapters.look_up(warp - 1);
+    shrink.await(warp - 1);
+    adapters.stage_h(block.p.rows, thread, threads);
+    meet_expanders();
+    adapters.expand(warp - 1);
+    tell_added();
+}
+
+// `SHRINKS` if the product may shrink for its adapters.
+template <class Products, bool ADAPTED, bool SHRINKS = false>
 __device__ void gemm(const GemmStreamParams& p) {
     extern __shared__ unsigned char unaligned[];
     unsigned char* shared = unaligned + (0u - shared_address(unaligned)) % 1024;
@@ -279,6 +307,7 @@ __device__ void gemm(const GemmStreamParams& p) {
     if (warp == 0 && elect_lane()) {
         block.init_barriers(Products::multipliers(p));
         if (ADAPTED) Adapters(p, shared).init_barriers();
+        if (SHRINKS && p.adapters.pool) OwnShrink(p, shared).init_barriers();
         show_barriers();
     }
     if (warp == WARPS && elect_lane()) prefetch_map(p.weight);
@@ -293,6 +322,13 @@ __device__ void gemm(const GemmStreamParams& p) {
         }
         block.copy_x();
     }
-    if (ADAPTED && warp >= THREADS / 32) add(block, Adapters(p, shared));
+    if (ADAPTED && warp >= THREADS / 32) {
+        const Adapters adapters(p, shared);
+        if (SHRINKS && p.adapters.pool) {
+            shrink_and_add(block, adapters, OwnShrink(p, shared));
+        } else {
+            add(block, adapters);
+        }
+    }
     if (warp < WARPS) multiply_tiles<Products, ADAPTED>(block, shared);
 }

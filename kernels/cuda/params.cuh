@@ -125,20 +125,35 @@ struct alignas(16) LoraPair {
 };
 static_assert(sizeof(LoraPair) == 48, "kernels/src/cuda/lora.rs has the twin");
 
+// Up to 8 rows of one A, of one diagonal block; none where `rows` is 0.
+struct alignas(16) ShrinkTile {
+    const Element* a;  // [rows, inputs]
+    u32 inputs;
+    u32 input;  // where they start in the site's input row
+    u32 h;      // column of the shrunk activations
+    u32 rows;
+};
+static_assert(sizeof(ShrinkTile) == 32, "kernels/src/cuda/lora_decode/table.rs has the twin");
+
 // What adapters add to a product of few rows, and where in shared memory it is computed, in bytes from
 // a multiple of 1024.
 struct AdaptersParams {
     const LoraPair* pairs;  // [slots, targets]
     const Segment* segments;
     const u32* segment_count;
-    const float* h;  // [splits, rows, h_stride], rows a multiple of 16 bytes
+    float* h;        // [splits, rows, h_stride], rows a multiple of 16 bytes
     Word* told;      // by shrink, that x is there; or null where that has ended
+    Pool* pool;      // of what the product shrinks itself; or null where another kernel does it
+    const Element* x;          // [rows, inputs], for that
+    const ShrinkTile* shrink;  // [slots, shrink_tiles]
+    u32 shrink_tiles;
     u32 targets, splits, h_stride;
-    u32 pieces, shrunk, ring, sums;  // of B; h; B; what is added to the tile
+    u32 pieces, known, shrunk, ring, sums;  // of B; of A; h; A, then B; what is added to the tile
     u32 slot_bytes;  // of the ring
     u32 columns;     // of a tile that a block adds to, at most
+    u32 padding;
 };
-static_assert(sizeof(AdaptersParams) == 80, "kernels/src/cuda/beside.rs has the twin");
+static_assert(sizeof(AdaptersParams) == 112, "kernels/src/cuda/beside.rs has the twin");
 
 struct GemmStreamParams {
     TensorMap weight;  // [parts, outputs, inputs], boxes of `tile` rows of all parts together
@@ -199,16 +214,6 @@ struct LoraParams {
     u32 first;     // of the segments that this launch takes, grid y of them
 };
 static_assert(sizeof(LoraParams) == 72, "kernels/src/cuda/lora.rs has the twin");
-
-// Up to 8 rows of one A, of one diagonal block; none where `rows` is 0.
-struct alignas(16) ShrinkTile {
-    const Element* a;  // [rows, inputs]
-    u32 inputs;
-    u32 input;  // where they start in the site's input row
-    u32 h;      // column of the shrunk activations
-    u32 rows;
-};
-static_assert(sizeof(ShrinkTile) == 32, "kernels/src/cuda/lora_decode/table.rs has the twin");
 
 struct LoraDecodeParams {
     const ShrinkTile* shrink;  // [slots, shrink_tiles]

@@ -37,6 +37,12 @@ const PIECE_BYTES: usize = 48;
 /// Bytes of the slices that warps look up at once, in front of the pieces.
 const SLICES_BYTES: usize = 4 * 16 * 20;
 
+/// Slots of the ring that A comes through where the product shrinks itself, bytes of one, and of
+/// what is known of pieces and shared of sums.
+const A_SLOTS: usize = 4;
+const A_SLOT_BYTES: usize = 8 * (512 * SIXTEEN_BITS + 64);
+const KNOWN_BYTES: usize = A_SLOTS * 32 + 2 * 4 * 64 * size_of::<f32>();
+
 /// Copies go to multiples of this many bytes.
 const ALIGNMENT: usize = 128;
 
@@ -48,10 +54,15 @@ pub struct AdaptersParams {
     segment_count: u64,
     h: u64,
     told: u64,
+    pool: u64,
+    x: u64,
+    shrink: u64,
+    shrink_tiles: u32,
     targets: u32,
     splits: u32,
     h_stride: u32,
     pieces: u32,
+    known: u32,
     shrunk: u32,
     ring: u32,
     sums: u32,
@@ -60,16 +71,27 @@ pub struct AdaptersParams {
     padding: u32,
 }
 
-const _: () = assert!(size_of::<AdaptersParams>() == 80);
+const _: () = assert!(size_of::<AdaptersParams>() == 112);
 
 /// The adapters of a site that add to a step's product.
 #[derive(Clone, Copy)]
 pub struct Adapters<'a> {
     pub site: &'a Site,
     pub step: &'a Step,
-    /// Shrunk activations, of which shrink tells at `told` that their input is there.
+    /// Shrunk activations.
     pub h: &'a Buf,
-    pub told: u64,
+    pub shrink: Shrink,
+}
+
+/// Who shrinks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shrink {
+    /// A kernel before the product.
+    Before,
+    /// A kernel beside it, which tells at this address that its input is there.
+    Beside(u64),
+    /// The product itself, whose blocks divide the work by what lies at this address.
+    Within(u64),
 }
 
 impl Adapters<'_> {
@@ -111,17 +133,24 @@ impl Adapters<'_> {
 
     /// Shared memory for them, where a block adds to so many columns.
     pub fn shared_bytes(&self, columns: usize) -> usize {
-        self.places(columns)[4]
+        self.places(columns)[5]
     }
 
-    /// Where slices and pieces, shrunk activations, the ring, and sums start, and where these end.
-    fn places(&self, columns: usize) -> [usize; 5] {
+    /// Where slices and pieces, what is known of shrink's, shrunk activations, the ring, and sums
+    /// start, and where these end.
+    fn places(&self, columns: usize) -> [usize; 6] {
+        let within = matches!(self.shrink, Shrink::Within(_));
+        let [known_bytes, a_bytes] = match within {
+            true => [KNOWN_BYTES, A_SLOTS * A_SLOT_BYTES],
+            false => [0; 2],
+        };
         let pieces = self.step.rows * self.site.shape.targets.len() * PIECE_BYTES;
-        let shrunk = (SLICES_BYTES + pieces).next_multiple_of(ALIGNMENT);
+        let known = (SLICES_BYTES + pieces).next_multiple_of(ALIGNMENT);
+        let shrunk = (known + known_bytes).next_multiple_of(ALIGNMENT);
         let ring = (shrunk + self.shrunk_bytes()).next_multiple_of(ALIGNMENT);
-        let sums = ring + SLOTS * self.slot_bytes(columns);
+        let sums = ring + (SLOTS * self.slot_bytes(columns)).max(a_bytes);
         let end = sums + self.step.rows * (columns + 4) * size_of::<f32>();
-        [0, shrunk, ring, sums, end]
+        [0, known, shrunk, ring, sums, end]
     }
 
     /// Always enough for the 8 columns that are multiplied at once.
@@ -135,19 +164,35 @@ impl Adapters<'_> {
     }
 
     /// With what [`Self::shared_bytes`] counts from `start` on.
-    pub fn params(&self, columns: usize, start: usize) -> AdaptersParams {
-        let [pieces, shrunk, ring, sums, _] =
+    /// x lies at that address, and the product has so many blocks.
+    pub fn params(&self, columns: usize, start: usize, x: u64, blocks: usize) -> AdaptersParams {
+        let [pieces, known, shrunk, ring, sums, _] =
             self.places(columns).map(|place| to_u32(start + place));
+        let decode = &self.site.decode;
+        let (told, pool) = match self.shrink {
+            Shrink::Before => (0, 0),
+            Shrink::Beside(told) => (told, 0),
+            Shrink::Within(pool) => (0, pool),
+        };
+        let splits = match self.shrink {
+            Shrink::Within(_) => decode.splits_within(self.step.rows, blocks),
+            _ => decode.splits(self.step.rows),
+        };
         AdaptersParams {
             pairs: self.site.pairs_address(),
             segments: self.step.segments.address,
             segment_count: self.step.segments.count,
-            h: self.h.address(DType::F32, self.site.decode.len(self.step.rows)),
-            told: self.told,
+            h: self.h.address(DType::F32, decode.len(self.step.rows)),
+            told,
+            pool,
+            x,
+            shrink: decode.address(),
+            shrink_tiles: to_u32(decode.tiles()),
             targets: to_u32(self.site.shape.targets.len()),
-            splits: to_u32(self.site.decode.splits(self.step.rows)),
-            h_stride: to_u32(self.site.decode.h_stride()),
+            splits: to_u32(splits),
+            h_stride: to_u32(decode.h_stride()),
             pieces,
+            known,
             shrunk,
             ring,
             sums,

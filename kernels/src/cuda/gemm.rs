@@ -15,7 +15,7 @@ use cudarc::cublaslt::{result, sys};
 
 use crate::error::Result;
 
-use super::beside::Adapters;
+use super::beside::{Adapters, Shrink};
 use super::device::Device;
 use super::gemm_stream::Size;
 use super::lora::Site;
@@ -33,9 +33,10 @@ pub use plan::Addresses;
 /// What NVIDIA recommends for Hopper.
 const WORKSPACE_BYTES: usize = 32 << 20;
 
-/// Bytes of a word that one kernel says to the next; and words, more than there are products at
-/// work or waiting for those before, of which a multiprocessor has room for one.
-const WORD_BYTES: usize = 8;
+/// Bytes of a word that one kernel says to the next, or by which the blocks of one divide their
+/// work (`chain.cuh`); and words, more than there are products at work or waiting for those before,
+/// of which a multiprocessor has room for one.
+const WORD_BYTES: usize = 16;
 const WORDS: usize = 1024;
 
 /// Plans kept at most. Decode meets few row counts, prefill any; when full, all are forgotten.
@@ -112,7 +113,8 @@ impl Form {
 pub struct Gemm {
     plans: HashMap<Shape, Plan>,
     workspace: Memory,
-    /// Where products hear that their adapters' input is there (`chain.cuh`), each in its turn.
+    /// Where products hear that their adapters' input is there, or divide their shrink, each in its
+    /// turn.
     words: Memory,
     turn: usize,
     /// An operand that was f32. It grows when a product needs more.
@@ -237,16 +239,18 @@ impl Gemm {
         operands: &mut Operands<'_>,
         (site, step, h): (&Site, &Step, &mut Buf),
     ) -> Result<bool> {
-        let beside = site.decode.beside(form.rows);
-        let told = beside.then_some(self.words.address() + (self.turn * WORD_BYTES) as u64);
-        let adapters = Adapters { site, step, h: &*h, told: told.unwrap_or(0) };
+        let word = self.words.address() + (self.turn * WORD_BYTES) as u64;
+        let shrink = site.decode.shrink(form.rows, word);
+        let adapters = Adapters { site, step, h: &*h, shrink };
         let size = operands.size(form);
         if !operands.streams(device, &size, Some(&adapters)) {
             return Ok(false);
         }
         self.turn = (self.turn + 1) % WORDS;
-        lora_decode::shrink(device, operands.x, (site, step), h, told)?;
-        let adapters = Adapters { site, step, h: &*h, told: told.unwrap_or(0) };
+        if !matches!(shrink, Shrink::Within(_)) {
+            lora_decode::shrink(device, operands.x, (site, step), h, shrink)?;
+        }
+        let adapters = Adapters { site, step, h: &*h, shrink };
         self.stream(device, form, operands, Some(&adapters))
     }
 

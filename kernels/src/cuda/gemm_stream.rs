@@ -47,7 +47,7 @@ pub struct GemmStreamParams {
     teams: u32,
     ring: u32,
     sums: u32,
-    padding: [u32; 25],
+    padding: [u32; 17],
 }
 
 const _: () = assert!(size_of::<GemmStreamParams>() == 512);
@@ -233,7 +233,9 @@ impl GemmStream {
             x: map(device.dtype, at.x, [1, rows, inputs], [most, cut.boxes])?,
             bias: at.bias.unwrap_or(0),
             out: at.out,
-            adapters: adapters.map(|it| it.params(tiles.columns, cut.beside)).unwrap_or_default(),
+            adapters: adapters
+                .map(|it| it.params(tiles.columns, cut.beside, at.x, cut.blocks))
+                .unwrap_or_default(),
             rows: to_u32(rows),
             inputs: to_u32(inputs),
             outputs: to_u32(outputs),
@@ -249,7 +251,7 @@ impl GemmStream {
             teams: to_u32(cut.teams),
             ring: to_u32(BARRIERS_BYTES),
             sums: to_u32(cut.sums),
-            padding: [0; 25],
+            padding: [0; 17],
         };
         device.launch(kernel, Grid::of(cut.blocks, threads).shared(SHARED_BYTES), &params)
     }

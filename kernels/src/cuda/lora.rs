@@ -195,7 +195,7 @@ impl Site {
         self.slots[slot.index()] = None;
     }
 
-    /// Shrunk activations of one rank for all rows of a step.
+    /// Shrunk activations of one rank for all rows of a step, at most.
     pub fn len(&self, step: &Step, exchange: Exchange) -> usize {
         if step.alike.is_some() {
             let none = exchange == Exchange::None;
@@ -293,6 +293,11 @@ impl PairEntry {
         self.shrink_rank == 0
             || self.expand_rank / blocks <= COPIED_RANK_MAX
                 && columns.iter().all(|columns| columns.is_multiple_of(8))
+    }
+
+    /// Whether rows of A are multiples of 16 bytes, where the site has so many inputs.
+    pub fn has_whole_inputs(&self, input: usize) -> bool {
+        self.shrink_rank == 0 || (input / self.a_blocks.max(1) as usize).is_multiple_of(8)
     }
 
     /// Whether a diagonal block of B has.

@@ -9,6 +9,7 @@ use contract::tensor::DType;
 use crate::error::Result;
 use crate::lora::SiteShape;
 
+use super::beside::Shrink;
 use super::device::{Device, Grid, Kernel, to_u32};
 use super::lora::{Site, TARGETS_MAX};
 use super::memory::Buf;
@@ -147,28 +148,32 @@ const fn expand_shared_bytes(staged: usize, columns: usize) -> usize {
     ROWS * ((staged + GAP) * SIXTEEN_BITS as usize + (columns + GAP) * size_of::<f32>())
 }
 
-/// `told` is where it says that x is there, to a product that starts beside it.
+/// A product may start beside it.
 pub fn shrink(
     device: &Device,
     x: &Buf,
     (site, step): (&Site, &Step),
     h: &mut Buf,
-    told: Option<u64>,
+    shrink: Shrink,
 ) -> Result<()> {
     let table = &site.decode;
     let Some(kernels) = device.kernels.lora_decode.as_ref().filter(|_| table.tiles() > 0) else {
         return Ok(());
     };
+    let told = match shrink {
+        Shrink::Beside(told) => told,
+        _ => 0,
+    };
     let params = LoraDecodeParams {
         x: x.address(device.dtype, step.rows * site.shape.input),
         h: h.address(DType::F32, table.len(step.rows)),
-        told: told.unwrap_or(0),
+        told,
         width: to_u32(site.shape.input),
         ..table.params(site, step)
     };
     let pieces = step.rows * table.tiles() * table.splits(step.rows);
     let alone = SHRINK_BLOCKS * device.processors;
-    let blocks = if told.is_some() { table.blocks(step.rows) } else { alone };
+    let blocks = if told != 0 { table.blocks(step.rows) } else { alone };
     let beside = blocks == device.processors;
     let kernel = if beside { &kernels.shrink_beside } else { &kernels.shrink };
     device.launch(kernel, Grid::of(pieces.min(blocks), THREADS), &params)

@@ -5,6 +5,7 @@ use contract::tensor::DType;
 
 use crate::error::Result;
 
+use super::beside::Shrink;
 use super::device::{Device, Grid, to_u32};
 use super::gemm::Gemm;
 use super::lora::{LoraParams, PairEntry, Site, groups};
@@ -29,7 +30,7 @@ pub fn lora_shrink(
         return Ok(());
     }
     if step.alike.is_some() {
-        return lora_decode::shrink(device, x, (site, step), h, None);
+        return lora_decode::shrink(device, x, (site, step), h, Shrink::Before);
     }
     let long = LongSegments::of(device, site, step, exchange);
     long.shrink((device, gemm), x, (site, step), h)?;

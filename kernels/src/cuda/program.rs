@@ -38,7 +38,8 @@ macro_rules! embedded {
 }
 
 const HEADERS: &[Source] = embedded!(
-    ".cuh": "adapters", "add_norm", "attention", "attention_own", "attention_tiles", "bulk",
+    ".cuh": "adapters", "adapters_shrink", "add_norm", "attention", "attention_own",
+        "attention_tiles", "bulk",
     "chain", "cluster", "element", "gemm_stream", "lora", "lora_decode", "lora_decode_expand",
     "lora_few", "lora_long", "mma", "paged", "params", "peer", "reduce", "wgmma"
 );

@@ -19,6 +19,9 @@ struct AdapterSet {
     std::vector<LoraPair> pairs;
     std::vector<Segment> segments, others;  // those that have an adapter, and those that have none
     std::vector<float> h;  // [splits, rows, h_stride]
+    std::vector<Elements> a_factors;
+    std::vector<ShrinkTile> shrink;  // [slots, shrink_tiles]
+    u32 shrink_tiles = 0;
     u32 h_stride = 0, count = 0, splits, rows = 0;
 
     AdapterSet(const Slots& slots, const std::vector<Share>& shares, u32 splits, u32 first, u32 all)
@@ -50,6 +53,58 @@ struct AdapterSet {
             column += targets[target], ranks += rank;
         }
         h_stride = max(h_stride, ranks);
+    }
+
+    // Their A, of so many diagonal blocks, as shrink finds it. `h` holds nothing yet.
+    void add_a(u32 inputs, u32 blocks) {
+        a_factors.reserve(pairs.size());
+        std::vector<std::vector<ShrinkTile>> of_slots;
+        for (size_t i = 0; i < pairs.size(); i++) {
+            if (i % 2 == 0) of_slots.emplace_back();
+            LoraPair& pair = pairs[i];
+            if (pair.shrink_rank == 0) continue;
+            pair.a_blocks = pair.shrink_rank % blocks == 0 ? blocks : 1;
+            const u32 width = inputs / pair.a_blocks, ranks = pair.shrink_rank / pair.a_blocks;
+            a_factors.push_back(some(size_t{pair.shrink_rank} * width, 0.125f));
+            pair.a = a_factors.back().data();
+            for (u32 rank = 0; rank < pair.shrink_rank; rank++) {
+                if (rank % ranks % 8 != 0) continue;
+                const u32 rows = min(ranks - rank % ranks, 8u);
+                of_slots.back().push_back({pair.a + size_t{rank} * width, width, rank / ranks * width,
+                                           pair.h + rank, rows});
+            }
+        }
+        for (const auto& tiles : of_slots) shrink_tiles = max(shrink_tiles, u32(tiles.size()));
+        for (auto& tiles : of_slots) {
+            tiles.resize(shrink_tiles);
+            shrink.insert(shrink.end(), tiles.begin(), tiles.end());
+        }
+        h.assign(h.size(), NAN);
+    }
+
+    // Fails where `h` is not what x, [rows, inputs], gives.
+    void check_h(const Elements& x, u32 inputs) const {
+        for (const Segment& segment : segments) {
+            for (u32 row = segment.row; row < segment.row + segment.rows; row++) {
+                for (u32 i = 0; i < shrink_tiles; i++) {
+                    const ShrinkTile& tile = shrink[segment.slot * shrink_tiles + i];
+                    for (u32 rank = 0; rank < tile.rows; rank++) {
+                        double want = 0.0, got = 0.0;
+                        for (u32 n = 0; n < tile.inputs; n++) {
+                            want += to_f32(x[size_t{row} * inputs + tile.input + n]) *
+                                    to_f32(tile.a[size_t{rank} * tile.inputs + n]);
+                        }
+                        for (u32 split = 0; split < splits; split++) {
+                            got += h[(size_t{split} * rows + row) * h_stride + tile.h + rank];
+                        }
+                        if (!(fabs(got - want) <= 1e-3 * (1.0 + fabs(want)))) {
+                            printf("h of row %u, rank %u is %f, not %f\n", row, tile.h + rank, got, want);
+                            fail("gemm_stream shrinks");
+                        }
+                    }
+                }
+            }
+        }
     }
 
     // What they add to an output of a row.

@@ -231,6 +231,8 @@ inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
     for (int i = 0; i < 4; i++) chosen |= (both >> (selector >> i * 4 & 7) * 8 & 0xff) << i * 8;
     return chosen;
 }
+inline void atomicMin(unsigned* to, unsigned other) { *to = min(*to, other); }
+inline void atomicMax(unsigned* to, unsigned other) { *to = max(*to, other); }
 inline unsigned atomicAdd(unsigned* to, unsigned more) { return (*to += more) - more; }
 
 // Rounded to nearest, ties to even.

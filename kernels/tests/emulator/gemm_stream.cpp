@@ -71,7 +71,8 @@ static void by_warps(const GemmStreamParams& p, u32 most, bool adapted) {
 template <int BLOCKS, int COLUMNS>
 static void by_groups(const GemmStreamParams& p, bool adapted) {
     using namespace groups;
-    adapted ? gemm<GroupProducts<COLUMNS, BLOCKS>, true>(p) : gemm<GroupProducts<COLUMNS, BLOCKS>, false>(p);
+    typedef GroupProducts<COLUMNS, BLOCKS> Products;
+    adapted ? gemm<Products, true, true>(p) : gemm<Products, false>(p);
 }
 
 template <int BLOCKS>
@@ -84,7 +85,9 @@ static void by_groups(const GemmStreamParams& p, u32 most, bool adapted) {
     }
 }
 
-static void check(bool in_groups, Shape shape, bool biased, AdapterSet* adapters = nullptr) {
+// With `a_blocks`, the product shrinks for its adapters, whose A have so many diagonal blocks.
+static void check(bool in_groups, Shape shape, bool biased, AdapterSet* adapters = nullptr,
+                  u32 a_blocks = 0) {
     const auto [rows, inputs, outputs, parts, splits] = shape;
     const u32 all = outputs * parts, most = rows <= 8 ? 8 : rows <= 16 ? 16 : rows <= 32 ? 32 : 64;
     const Elements weight = some(size_t{all} * inputs, 0.125f);
@@ -94,28 +97,34 @@ static void check(bool in_groups, Shape shape, bool biased, AdapterSet* adapters
     std::vector<float> in_splits(size_t{splits} * rows * outputs, NAN), full_bias;
     for (const Element some : bias) full_bias.push_back(to_f32(some));
     AdaptersParams beside = {};
+    Pool pool = {};
     u32 places = 0, unit = 8;
     if (adapters) {
+        if (a_blocks > 0) adapters->add_a(inputs, a_blocks);
         for (const LoraPair& pair : adapters->pairs) {
             if (pair.b && pair.expand_rank / pair.b_blocks % 2) unit = parts * 8;
         }
         const u32 slices = EXPANDERS * SLICES * sizeof(Slice);
-        const u32 shrunk = align(slices + rows * 2 * sizeof(Piece), 128);
+        const u32 known = align(slices + rows * 2 * sizeof(Piece), 128);
+        const u32 of_a = A_SLOTS * sizeof(ShrinkPiece) + 2 * EXPANDERS * A_RANKS * A_RANKS * 4;
+        const u32 shrunk = known + (a_blocks > 0 ? align(of_a, 128) : 0);
         const u32 ring = align(shrunk + rows * adapters->h_stride * sizeof(Element), 128);
         u32 rank = 0;
         for (const LoraPair& pair : adapters->pairs) rank = max(rank, pair.expand_rank);
         const u32 columns = Cut(in_groups, most, all, splits, unit, [](u32) { return 0; }).columns;
         const u32 many = rows > 16 ? 2048 : 4096, column = rank * u32{sizeof(Element)};
         const u32 slot = min(4096u, align(max(min(many, columns * column), 8 * column), 128));
-        places = ring + SLOTS * slot;
+        const u32 a_slots = a_blocks > 0 ? A_SLOTS * A_RANKS * A_ROW_BYTES : 0;
+        places = ring + max(SLOTS * slot, a_slots);
         beside = {adapters->pairs.data(), adapters->segments.data(), &adapters->count,
-                  adapters->h.data(), nullptr, 2, adapters->splits, adapters->h_stride,
-                  0, shrunk, ring, places, slot, columns};
+                  adapters->h.data(), nullptr, a_blocks > 0 ? &pool : nullptr, x.data(),
+                  adapters->shrink.data(), adapters->shrink_tiles, 2, adapters->splits,
+                  adapters->h_stride, 0, known, shrunk, ring, places, slot, columns};
     }
     const Cut cut(in_groups, most, all, splits, unit, [&](u32 columns) {
         return adapters ? places + rows * (columns + 4) * u32{sizeof(float)} : 0;
     });
-    for (u32* place : {&beside.pieces, &beside.shrunk, &beside.ring, &beside.sums}) {
+    for (u32* place : {&beside.pieces, &beside.known, &beside.shrunk, &beside.ring, &beside.sums}) {
         *place += cut.beside;
     }
     GemmStreamParams p = {};
@@ -135,6 +144,8 @@ static void check(bool in_groups, Shape shape, bool biased, AdapterSet* adapters
         if (!in_groups) return by_warps(p, most, adapters);
         cut.team > 2 ? by_groups<2>(p, most, adapters) : by_groups<1>(p, most, adapters);
     });
+    if (a_blocks > 0) adapters->check_h(x, inputs);
+    if (pool.taken + pool.done + pool.left > 0) fail("what was taken is left", pool.taken);
     auto sum = [&](u32 row, u32 output) {
         double sum = biased ? to_f32(bias[output]) : 0.0;
         for (u32 i = 0; i < inputs; i++) {
@@ -186,8 +197,13 @@ int main(int, char** arguments) {
                       u32 splits) {
         const u32 all = shape.outputs * shape.parts;
         const u32 first = shape.parts == 2 ? shape.outputs : all / 32 * 16;
-        AdapterSet adapters(slots, shares, splits, first, all);
-        for (const bool in_groups : {false, true}) check(in_groups, shape, shape.parts == 1, &adapters);
+        for (const u32 a_blocks : {0u, device.chance() % 2 ? 1u : 4u}) {
+            for (const bool in_groups : {false, true}) {
+                if (a_blocks > 0 && !in_groups) continue;
+                AdapterSet adapters(slots, shares, splits, first, all);
+                check(in_groups, shape, shape.parts == 1, &adapters, a_blocks);
+            }
+        }
     };
     for (const Slots& slots : {even, odd}) {
         adapted({1, 1088, 128, 1}, slots, {{2, 1}}, 2);
@@ -208,8 +224,9 @@ int main(int, char** arguments) {
     adapted({16, 64, 512, 1}, even, std::vector<Share>(16, {3, 1}), 1);
     const std::vector<Share> many = {{0, 8}, {3, 8}, {1, 8}, {NOBODY, 3}, {4, 8}, {2, 8}, {0, 6}};
     for (const u32 outputs : {256u, 640u}) {
-        AdapterSet few(even, many, 2, 128, outputs);
+        AdapterSet few(even, many, 2, 128, outputs), own(even, many, 2, 128, outputs);
         check(true, {49, 576, outputs, 1}, true, &few);
+        check(true, {49, 576, outputs, 1}, true, &own, 1);
     }
     adapted({6, 256, 512, 1}, diagonal, {{0, 4}, {NOBODY, 1}, {0, 1}}, 1);
     printf("gemm_stream.cu and gemm_groups.cu are right, seed %s\n", arguments[1]);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
 
-use crate::cuda::beside::SEGMENTS_MAX;
+use crate::cuda::beside::{SEGMENTS_MAX, Shrink};
 use crate::cuda::device::{Device, to_u32};
 use crate::cuda::gemm_stream::{GemmStream, ROWS_ANY};
 use crate::cuda::lora::{PairEntry, Site, TARGETS_MAX};
@@ -47,6 +47,9 @@ const ON_THEIR_WAY: usize = 1024;
 pub const SPLITS_MAX: usize = 16;
 const PIECE_COST: usize = 60;
 
+/// Rows from which on products have warps that shrink (`gemm_groups.cu`).
+const WITHIN_ROWS_MIN: usize = 33;
+
 /// Inputs from which on they are cut beside a product: of fewer, more blocks cost it more than
 /// they save (docs/performance.md).
 const CUT_BESIDE_MIN: usize = 4 * ON_THEIR_WAY;
@@ -82,14 +85,17 @@ pub struct Cuts {
     pub even: bool,
     /// As `adapters.cuh` needs it.
     pub copied: bool,
+    /// So that rows of A, of any diagonal block, are multiples of 16 bytes.
+    pub whole: bool,
     /// So that 4 columns of any B are a multiple of 16 bytes.
     pub even_ranks: bool,
 }
 
 impl Cuts {
-    fn and(self, pairs: &[PairEntry]) -> Self {
+    fn and(self, (pairs, input): (&[PairEntry], usize)) -> Self {
         Self {
             even: self.even && pairs.iter().all(PairEntry::is_even),
+            whole: self.whole && pairs.iter().all(|pair| pair.has_whole_inputs(input)),
             copied: self.copied && pairs.iter().all(PairEntry::is_copied),
             even_ranks: self.even_ranks && pairs.iter().all(PairEntry::has_even_ranks),
         }
@@ -109,6 +115,7 @@ impl DecodeTable {
             beside_rows: device.kernels.gemm_stream.as_ref().map_or(0, GemmStream::beside_rows),
             all: Cuts {
                 even: shape.input.is_multiple_of(8) && shape.output().is_multiple_of(COLUMNS),
+                whole: true,
                 copied: true,
                 even_ranks: true,
             },
@@ -170,7 +177,7 @@ impl DecodeTable {
         (pairs, input): (&[PairEntry], usize),
     ) -> Result<bool> {
         let mut tiles = Vec::new();
-        let all = self.all.and(pairs);
+        let all = self.all.and((pairs, input));
         let differ = all != self.all;
         self.all = all;
         pairs.iter().for_each(|pair| add_tiles(pair, input, &mut tiles));
@@ -209,9 +216,23 @@ impl DecodeTable {
         rows.min(loaded.max(rows.div_ceil(ROWS)))
     }
 
-    /// Floats that shrink writes for `rows` rows; 0 where nothing was ever loaded.
+    /// Floats that shrink writes for `rows` rows at most; 0 where nothing was ever loaded.
     pub fn len(&self, rows: usize) -> usize {
-        self.splits(rows) * rows * self.h_stride
+        splits_most(self.inputs) * rows * self.h_stride
+    }
+
+    /// Parts that a product of so many blocks cuts the inputs into where it shrinks itself.
+    pub fn splits_within(&self, rows: usize, blocks: usize) -> usize {
+        splits(self.inputs, self.segments(rows) * self.tiles, blocks)
+    }
+
+    /// Who shrinks for a product of so many rows that streams; `word` is for these two, or one.
+    pub fn shrink(&self, rows: usize, word: u64) -> Shrink {
+        if self.beside(rows) {
+            return Shrink::Beside(word);
+        }
+        let within = rows >= WITHIN_ROWS_MIN && self.all.whole;
+        if within { Shrink::Within(word) } else { Shrink::Before }
     }
 
     pub(super) fn params(&self, site: &Site, step: &Step) -> LoraDecodeParams {
@@ -288,11 +309,15 @@ mod tests {
             outputs,
             ..PairEntry::default()
         };
-        let all = Cuts { even: true, copied: true, even_ranks: true };
-        assert_eq!(all.and(&[pair(16, 1, 4096), pair(64, 8, 4096), pair(0, 1, 7)]), all);
-        assert_eq!(all.and(&[pair(33, 1, 4096)]), Cuts { even_ranks: false, ..all });
-        assert!(!all.and(&[pair(24, 8, 4096)]).even_ranks);
-        assert!(!all.and(&[pair(16, 8, 96)]).copied && !all.and(&[pair(512, 1, 4096)]).copied);
+        let all = Cuts { even: true, whole: true, copied: true, even_ranks: true };
+        assert_eq!(all.and((&[pair(16, 1, 4096), pair(64, 8, 4096), pair(0, 1, 7)], 4096)), all);
+        assert_eq!(all.and((&[pair(33, 1, 4096)], 4096)), Cuts { even_ranks: false, ..all });
+        assert!(!all.and((&[pair(24, 8, 4096)], 4096)).even_ranks);
+        assert!(!all.and((&[pair(16, 1, 4096)], 4100)).whole);
+        assert!(
+            !all.and((&[pair(16, 8, 96)], 4096)).copied
+                && !all.and((&[pair(512, 1, 4096)], 4096)).copied
+        );
     }
 
     #[test]
