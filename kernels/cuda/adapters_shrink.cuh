@@ -6,6 +6,7 @@
 #pragma once
 
 #include "bulk.cuh"
+#include "shrink_sums.cuh"
 
 constexpr u32 EXPANDERS = 4;  // warps that multiply
 constexpr u32 A_RANKS = 8;    // of a piece, at most, and its rows of x
@@ -28,19 +29,6 @@ struct ShrinkPiece {
 };
 
 static_assert(A_SLOTS * sizeof(ShrinkPiece) == 128, "kernels/src/cuda/beside.rs has room for so much");
-
-// Sums of lora rank g and of rows 2 t and the next, in lane 4 g + t. As the left operand, what a lane
-// has of A are two rows, each with half of its inputs; the row that meets the other half of x is left
-// out.
-struct ShrinkSums {
-    float low[4] = {}, high[4] = {};
-
-    __device__ void add(const uint4& a, const uint4& x) {
-        const u32 left[4] = {a.x, a.y, a.z, a.w};
-        multiply_add(low, left, x.x, x.z);
-        multiply_add(high, left, x.y, x.w);
-    }
-};
 
 // What the warps of one block do, between them.
 struct OwnShrink {
@@ -185,7 +173,7 @@ struct OwnShrink {
         const u32 g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
         float* all = shares + n % 2 * EXPANDERS * SHARE;
         float* own = all + warp * SHARE + 2 * t * A_RANKS + g;
-        own[0] = sums.low[0] + sums.high[2], own[A_RANKS] = sums.low[1] + sums.high[3];
+        own[0] = sums.sum(0), own[A_RANKS] = sums.sum(1);
         meet_expanders();
         const u32 at = warp * 32 + threadIdx.x % 32, row = at / A_RANKS, rank = at % A_RANKS;
         if (row >= piece.rows || rank >= piece.ranks) return;

@@ -1,5 +1,6 @@
 // h = x A^T where every sequence has one row.
 #include "lora_decode.cuh"
+#include "shrink_sums.cuh"
 
 constexpr int AHEAD = 4;  // steps of 32 inputs on their way
 constexpr u32 STEP = 32;
@@ -46,28 +47,16 @@ struct Part {
     }
 };
 
-// Sums of lora rank g and of rows 2 t and the next. As the left operand, what a lane has of A are two
-// rows, each with half of its inputs; the row that meets the other half of x is left out.
-struct Sums {
-    float low[4] = {}, high[4] = {};
-
-    __device__ void add(const uint4& a, const uint4& x) {
-        const u32 left[4] = {a.x, a.y, a.z, a.w};
-        multiply_add(low, left, x.x, x.z);
-        multiply_add(high, left, x.y, x.w);
-    }
-};
-
 struct Shrink {
     const LoraDecodeParams& p;
 
     // Adds up what the warps have. Two pieces in turn have places of their own.
-    __device__ void write(const ShrinkPiece& piece, const Sums& sums, u32 turn) const {
+    __device__ void write(const ShrinkPiece& piece, const ShrinkSums& sums, u32 turn) const {
         __shared__ float all[2][WARPS][ROWS][8];
         const float(*shares)[ROWS][8] = all[turn % 2];
         float(*own)[8] = all[turn % 2][threadIdx.x / 32];
         const u32 g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-        own[2 * t][g] = sums.low[0] + sums.high[2], own[2 * t + 1][g] = sums.low[1] + sums.high[3];
+        own[2 * t][g] = sums.sum(0), own[2 * t + 1][g] = sums.sum(1);
         __syncthreads();
         const u32 r = threadIdx.x / 8, j = threadIdx.x % 8;
         if (r >= piece.segment.rows || j >= piece.tile.rows) return;
@@ -79,7 +68,7 @@ struct Shrink {
     }
 
     // The same where no load of 16 bytes is possible: one product at a time.
-    __device__ void add_uneven(const ShrinkPiece& piece, Sums& sums) const {
+    __device__ void add_uneven(const ShrinkPiece& piece, ShrinkSums& sums) const {
         const Part part(p, piece);
         const u32 g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
         if (g >= piece.tile.rows) return;
@@ -100,7 +89,7 @@ struct Shrink {
     __device__ void run(const ShrinkPiece* pieces, u32 now, u32 count, Inputs& inputs) const {
         const ShrinkPiece& piece = pieces[now];
         Part part(p, piece);
-        Sums sums;
+        ShrinkSums sums;
         for (bool last = false; !last;) {
             part.at += AHEAD * STEP;
             last = part.at >= part.end;

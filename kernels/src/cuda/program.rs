@@ -41,7 +41,7 @@ const HEADERS: &[Source] = embedded!(
     ".cuh": "adapters", "adapters_shrink", "add_norm", "attention", "attention_own",
         "attention_tiles", "bulk",
     "chain", "cluster", "element", "gemm_stream", "lora", "lora_decode", "lora_decode_expand",
-    "lora_few", "lora_long", "mma", "paged", "params", "peer", "reduce", "wgmma"
+    "lora_few", "lora_long", "mma", "paged", "params", "peer", "reduce", "shrink_sums", "wgmma"
 );
 
 const SOURCES: &[Source] = embedded!(
