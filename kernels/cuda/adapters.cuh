@@ -98,10 +98,10 @@ struct Adapters {
         needed[0] = ~0u, needed[1] = 0;
     }
 
-    // The n-th piece, of `outputs` columns from `first` on, of each part.
-    __device__ Piece piece(const GemmStreamParams& gemm, u32 n, u32 first, u32 outputs) const {
-        const u32 target = n % p.targets, part = gemm.parts == 2 ? target : 0;
-        const Segment segment = p.segments[n / p.targets];
+    // A segment's piece, of `outputs` columns from `first` on, of each part.
+    __device__ Piece piece(const GemmStreamParams& gemm, const Segment& segment, u32 target, u32 first,
+                           u32 outputs) const {
+        const u32 part = gemm.parts == 2 ? target : 0;
         const LoraPair pair = p.pairs[segment.slot * p.targets + target];
         const u32 start = part * gemm.outputs + first;
         const u32 begin = max(start, pair.output);
@@ -117,12 +117,16 @@ struct Adapters {
     }
 
     // By `threads` threads: finds the pieces, and adds nothing yet. The tile is `outputs` columns from
-    // `start` on, of each of its parts.
+    // `start` on, of each of its parts. A segment is on its way before it is known how many there are:
+    // there is room for one a row.
     __device__ void begin(const GemmStreamParams& gemm, u32 thread, u32 threads, u32 start,
                           u32 outputs) const {
         const u32 own = first < outputs ? min(outputs - first, columns) : 0;
+        Segment next = p.segments[min(thread / p.targets, gemm.rows - 1)];
         for (u32 n = thread; n < count; n += threads) {
-            const Piece piece = this->piece(gemm, n, start + first, own);
+            const Segment segment = next;
+            if (n + threads < count) next = p.segments[(n + threads) / p.targets];
+            const Piece piece = this->piece(gemm, segment, n % p.targets, start + first, own);
             pieces[n] = piece;
             if (piece.columns == 0) continue;
             atomicMin(needed, piece.h);

@@ -35,12 +35,17 @@ struct GroupProducts {
     }
 
     // The team's stages of a tile; `turn` is then at the first one of the next tile. A stage is released
-    // while the next one's products are under way, if the team has another.
+    // while the next one's products are under way, if the team has another; or where so much of the
+    // ring is x that stages are few, as soon as nothing else is to be multiplied.
     __device__ void multiply_tile(Turn& turn) {
         if (team >= block.p.teams) return;
         const u32 teams = block.p.teams, stages = block.p.stages;
         u32 held = 0;
         for (; turn.chunk < block.chunks; turn.chunk += teams) {
+            if (COLUMNS == 8 && held && !has_landed(turn)) {
+                await_products<0>();
+                release(held), held = 0;
+            }
             wait_phase(block.weight_landed(turn.stage), turn.round % 2);
             wait_phase(block.x_landed(turn.stage), turn.round % 2);
             multiply(block.weight_of(turn.stage) + first * BLOCK_BYTES, block.x_of(turn.stage));
@@ -57,6 +62,12 @@ struct GroupProducts {
         await_products<0>();
         if (held) release(held);
         turn.chunk -= block.chunks;
+    }
+
+    // The same for all lanes.
+    __device__ bool has_landed(const Turn& turn) const {
+        const bool weight = is_over(block.weight_landed(turn.stage), turn.round % 2);
+        return __all_sync(~0u, weight && is_over(block.x_landed(turn.stage), turn.round % 2));
     }
 
     __device__ void multiply(u32 weight, u32 x) {

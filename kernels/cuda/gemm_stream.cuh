@@ -111,8 +111,8 @@ struct Block {
             }
             wait_until_used(item);
             announce(weight_landed(item.stage), weight_bytes);
-            copy_boxes(weight_of(item.stage), p.weight, item.tile * outputs,
-                       (first_chunk + item.chunk) * p.boxes, weight_landed(item.stage));
+            copy_boxes_once(weight_of(item.stage), p.weight, item.tile * outputs,
+                            (first_chunk + item.chunk) * p.boxes, weight_landed(item.stage));
         }
     }
 

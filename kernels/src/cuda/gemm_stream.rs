@@ -90,7 +90,7 @@ const BESIDE_GROUPS_MAX: usize = 32;
 /// Rows of a step whose products beside shrink leave some multiprocessors without a block: where
 /// the norm of a row waits, the next product's block would start late. Fewer rows find enough that
 /// are free, and more of them too few (docs/performance.md).
-const ROWS_WITH_ROOM: RangeInclusive<usize> = 5..=32;
+const ROWS_WITH_ROOM: RangeInclusive<usize> = 5..=16;
 
 /// Rows of the weight in a unit of work, then.
 const UNIT_WITH_ROOM: usize = 16;

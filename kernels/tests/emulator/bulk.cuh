@@ -100,3 +100,7 @@ inline void copy_boxes(u32 to, const TensorMap& map, u32 row, u32 part, u32 box,
 inline void copy_boxes(u32 to, const TensorMap& map, u32 row, u32 box, u32 barrier) {
     copy_boxes(to, map, row, 0, box, barrier);
 }
+
+inline void copy_boxes_once(u32 to, const TensorMap& map, u32 row, u32 box, u32 barrier) {
+    copy_boxes(to, map, row, box, barrier);
+}

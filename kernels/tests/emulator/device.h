@@ -203,6 +203,8 @@ inline bool __any_sync(unsigned mask, bool value) {
     return any != 0;
 }
 
+inline bool __all_sync(unsigned mask, bool value) { return !__any_sync(mask, !value); }
+
 template <class A, class B>
 std::common_type_t<A, B> min(A a, B b) {
     return static_cast<std::common_type_t<A, B>>(a) < b ? a : b;

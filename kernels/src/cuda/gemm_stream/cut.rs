@@ -30,9 +30,11 @@ const STAGE_BYTES: usize = 16 << 10;
 const STAGES_MAX: usize = 16;
 
 /// What a stage of both operands is worth where groups multiply, alone and where what is computed
-/// beside them leaves the ring less room.
+/// beside them leaves the ring less room; and rows from which on that is no reason, as half of a
+/// stage is x.
 const STAGE_OF_BOTH_BYTES: usize = 32 << 10;
 const STAGE_OF_BOTH_BESIDE_BYTES: usize = 28 << 10;
+const ROWS_OF_LARGE_STAGES: usize = 33;
 
 /// Weights of a block that are under way at once, of as many blocks as multiprocessors. Fewer
 /// leave bandwidth unused; more make the loads of the kernels before it wait for up to 6 us
@@ -78,7 +80,10 @@ impl By {
     /// Boxes of each operand that make a stage.
     fn boxes(self, tile: usize, rows: usize, beside: usize) -> usize {
         let of_weight = STAGE_BYTES / (tile * BOX_ROW_BYTES);
-        let both = if beside == 0 { STAGE_OF_BOTH_BYTES } else { STAGE_OF_BOTH_BESIDE_BYTES };
+        let both = match beside == 0 || rows >= ROWS_OF_LARGE_STAGES {
+            true => STAGE_OF_BOTH_BYTES,
+            false => STAGE_OF_BOTH_BESIDE_BYTES,
+        };
         let of_both = both / ((tile + rows) * BOX_ROW_BYTES);
         match self {
             By::Warps => of_weight.clamp(1, BOXES_MAX),
