@@ -147,7 +147,7 @@ struct Adapters {
                 const u32 bytes = columns * piece.ranks * sizeof(Element);
                 if (round > 0) wait_phase(used(slot), (round - 1) % 2);
                 announce(landed(slot), bytes);
-                copy_bytes(ring + slot * p.slot_bytes, b, bytes, landed(slot));
+                copy_bytes_once(ring + slot * p.slot_bytes, b, bytes, landed(slot));
                 column += columns;
             }
         }

@@ -115,7 +115,7 @@ struct OwnShrink {
 #pragma unroll
         for (u32 rank = 0; rank < A_RANKS; rank++) {
             if (rank < piece.ranks) {
-                copy_bytes(to + rank * A_ROW_BYTES, from + rank * piece.apart, bytes, barrier);
+                copy_bytes_once(to + rank * A_ROW_BYTES, from + rank * piece.apart, bytes, barrier);
             }
         }
     }

@@ -110,20 +110,19 @@ __device__ inline void copy_boxes(u32 to, const TensorMap& from, u32 row, u32 bo
                  : "memory");
 }
 
-// The same of what is read once a step: it leaves the cache before what is read again.
+// The same of what is read once a step.
 __device__ inline void copy_boxes_once(u32 to, const TensorMap& from, u32 row, u32 box, u32 barrier) {
-    u64 policy;
-    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
     asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
                  ".L2::cache_hint [%0], [%1, {%2, %3, %2, %4}], [%5], %6;" ::"r"(to),
-                 "l"(&from), "r"(0), "r"(row), "r"(box), "r"(barrier), "l"(policy)
+                 "l"(&from), "r"(0), "r"(row), "r"(box), "r"(barrier), "l"(once())
                  : "memory");
 }
 
-// Starts copying bytes that follow each other, a multiple of 16 as both addresses are.
-__device__ inline void copy_bytes(u32 to, const void* from, u32 bytes, u32 barrier) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
-                 "[%0], [%1], %2, [%3];" ::"r"(to),
-                 "l"(from), "r"(bytes), "r"(barrier)
+// Starts copying bytes that follow each other and are read once a step, a multiple of 16 as both
+// addresses are.
+__device__ inline void copy_bytes_once(u32 to, const void* from, u32 bytes, u32 barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+                 "[%0], [%1], %2, [%3], %4;" ::"r"(to),
+                 "l"(from), "r"(bytes), "r"(barrier), "l"(once())
                  : "memory");
 }

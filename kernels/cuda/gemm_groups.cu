@@ -110,13 +110,16 @@ GEMM_GROUPS(4, 32, 2)
 GEMM_GROUPS(8, 64, 1)
 GEMM_GROUPS(8, 64, 2)
 
-// Of more than 32 rows, they may shrink themselves.
+// Of more than 32 rows, they may shrink themselves. Of up to 8, 48 registers are what attention and
+// norms need them to have, to find room beside: a quarter of a block's warps shares a quarter of a
+// multiprocessor's registers.
 #define GEMM_ADAPTED_GROUPS(COLUMNS, ROWS, BLOCKS, COUNT)                                   \
     extern "C" __global__ void REGISTERS(COUNT, ADAPTED_THREADS)                            \
         gemm_adapted_groups_##ROWS##_##BLOCKS(const __grid_constant__ GemmStreamParams p) { \
         gemm<GroupProducts<COLUMNS, BLOCKS>, true, (ROWS > 32)>(p);                         \
     }
 
+GEMM_ADAPTED_GROUPS(1, 8, 1, 48)
 GEMM_ADAPTED_GROUPS(4, 32, 1, 72)
 GEMM_ADAPTED_GROUPS(4, 32, 2, 72)
 GEMM_ADAPTED_GROUPS(8, 64, 1, 88)

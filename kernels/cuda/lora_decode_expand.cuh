@@ -92,7 +92,7 @@ struct Columns {
         } else {
             to = {};
             if (step * 32 + t * 8 < ranks) {
-                to = {{::fetch<8>(at).raw.words, ::fetch<8>(at + 8 * ranks).raw.words}};
+                to = {{fetch_once(at), fetch_once(at + 8 * ranks)}};
             }
         }
         advance();

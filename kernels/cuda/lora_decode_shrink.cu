@@ -38,12 +38,14 @@ struct Part {
     // The first input of this lane in a step.
     __device__ u32 own(int step) const { return at + step * STEP + threadIdx.x % 4 * 8; }
 
-    __device__ void fetch_a(Inputs& to, int step) const { fetch(to.a[step], a, a_end, step); }
-    __device__ void fetch_x(Inputs& to, int step) const { fetch(to.x[step], x, x_end, step); }
+    __device__ void fetch_a(Inputs& to, int step) const {
+        to.a[step] = {};
+        if (own(step) < a_end) to.a[step] = fetch_once(a + own(step));
+    }
 
-    __device__ void fetch(uint4& to, const Element* row, u32 end, int step) const {
-        to = {};
-        if (own(step) < end) to = ::fetch<8>(row + own(step)).raw.words;
+    __device__ void fetch_x(Inputs& to, int step) const {
+        to.x[step] = {};
+        if (own(step) < x_end) to.x[step] = fetch<8>(x + own(step)).raw.words;
     }
 };
 

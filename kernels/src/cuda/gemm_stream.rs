@@ -66,7 +66,8 @@ const BY_GROUPS: [(usize, [&str; 2]); 4] = [
     (32, ["gemm_groups_32_1", "gemm_groups_32_2"]),
     (64, ["gemm_groups_64_1", "gemm_groups_64_2"]),
 ];
-const ADAPTED_BY_GROUPS: [(usize, [&str; 2]); 2] = [
+const ADAPTED_BY_GROUPS: [(usize, [&str; 2]); 3] = [
+    (8, ["gemm_adapted_groups_8_1"; 2]),
     (32, ["gemm_adapted_groups_32_1", "gemm_adapted_groups_32_2"]),
     (64, ["gemm_adapted_groups_64_1", "gemm_adapted_groups_64_2"]),
 ];
@@ -88,9 +89,9 @@ pub const ROWS_ANY: usize = 16;
 const BESIDE_GROUPS_MAX: usize = 32;
 
 /// Rows of a step whose products beside shrink leave some multiprocessors without a block: where
-/// the norm of a row waits, the next product's block would start late. Fewer rows find enough that
-/// are free, and more of them too few (docs/performance.md).
-const ROWS_WITH_ROOM: RangeInclusive<usize> = 5..=16;
+/// the norm of a row waits, the next product's block would start late. Norms of fewer rows have room
+/// beside a product (`gemm_groups.cu`), and of more rows too many would wait (docs/performance.md).
+const ROWS_WITH_ROOM: RangeInclusive<usize> = 9..=16;
 
 /// Rows of the weight in a unit of work, then.
 const UNIT_WITH_ROOM: usize = 16;
@@ -101,8 +102,10 @@ fn leaves_room(rows: usize, site: &Site) -> bool {
 
 /// Outputs of a tile from which on groups multiply few rows without adapters, too: as fast, and in
 /// fewer registers, which leaves more to the kernels beside them. With fewer outputs, warps are
-/// faster; and with adapters, whose kernels need the registers for other things.
+/// faster. With adapters that is so of rows and outputs for which 48 registers do.
 const OUTPUTS_MIN: usize = 56;
+const ADAPTED_ROWS_MAX: usize = 8;
+const ADAPTED_OUTPUTS_MAX: usize = 128;
 
 /// Threads of a block: warps that multiply, and two that copy; with adapters there are five more.
 const THREADS: u32 = 320;
@@ -162,7 +165,8 @@ impl GemmStream {
     /// Those for so many rows and outputs of a tile, and how many rows they take at most; `None`
     /// for more than any takes.
     fn kernels(&self, rows: usize, tile: usize, adapted: bool) -> Option<(By, usize, &Both)> {
-        let few_too = !adapted && tile >= OUTPUTS_MIN;
+        let small = rows <= ADAPTED_ROWS_MAX && tile <= ADAPTED_OUTPUTS_MAX;
+        let few_too = tile >= OUTPUTS_MIN && (small || !adapted);
         let (by, kernels) = match &self.groups {
             Some(groups) if rows > ROWS_ANY || few_too => (By::Groups, groups),
             _ => (By::Warps, &self.warps),

@@ -58,7 +58,7 @@ inline void start_copy(u32 bytes, u32 barrier, std::function<void()> land) {
     device.own().copies.push_back({due, bytes, barrier, std::move(land)});
 }
 
-inline void copy_bytes(u32 to, const void* from, u32 bytes, u32 barrier) {
+inline void copy_bytes_once(u32 to, const void* from, u32 bytes, u32 barrier) {
     if (bytes % 16 != 0 || to % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0) {
         fail("a copy is not of multiples of 16 bytes", bytes);
     }

@@ -3,6 +3,9 @@
 
 #include "element.cuh"
 
+// In memory that caches nothing.
+inline uint4 fetch_once(const void* from) { return *static_cast<const uint4*>(from); }
+
 inline u32 shared_address(const void* at) {
     return static_cast<const unsigned char*>(at) - device.own().shared;
 }
