@@ -89,8 +89,8 @@ pub const ROWS_ANY: usize = 16;
 const BESIDE_GROUPS_MAX: usize = 32;
 
 /// Rows of a step whose products beside shrink leave some multiprocessors without a block: where
-/// the norm of a row waits, the next product's block would start late. Norms of fewer rows have room
-/// beside a product (`gemm_groups.cu`), and of more rows too many would wait (docs/performance.md).
+/// the norm of a row waits, the next product's block would start late. Norms of fewer rows find
+/// room beside a product (`gemm_groups.cu`), and more rows have too many (docs/performance.md).
 const ROWS_WITH_ROOM: RangeInclusive<usize> = 9..=16;
 
 /// Rows of the weight in a unit of work, then.
