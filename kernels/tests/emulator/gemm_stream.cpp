@@ -28,7 +28,7 @@ struct Cut {
         const u32 tiles = divide_up(weight_rows, tile);
         for (team = 1; team * OUTPUTS < tile; team *= 2) {}
         blocks = splits > 1 ? tiles * splits : min(tiles, PROCESSORS);
-        const u32 both = bytes_beside(columns) == 0 ? 32u << 10 : 28u << 10;
+        const u32 both = rows > 32 || bytes_beside(columns) == 0 ? 32u << 10 : 28u << 10;
         const u32 of_both = in_groups ? both / ((tile + rows) * BOX_ROW_BYTES) : 8;
         boxes = max(1u, min(min(8u, of_both), (16u << 10) / (tile * BOX_ROW_BYTES)));
         const u32 weight = boxes * tile * BOX_ROW_BYTES;
