@@ -138,22 +138,3 @@ template <int N, class E>
 __device__ inline void store(E* to, const float (&from)[N]) {
     write(to, narrow<N, E>(from));
 }
-
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-// How the L2 cache is to keep what is read once a step, such as weights and adapters: it leaves before
-// what is read again.
-__device__ inline u64 once() {
-    u64 policy;
-    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-    return policy;
-}
-
-// 16 bytes of that, which no kernel at work writes.
-__device__ inline uint4 fetch_once(const void* from) {
-    uint4 words;
-    asm("ld.global.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
-        : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
-        : "l"(from), "l"(once()));
-    return words;
-}
-#endif

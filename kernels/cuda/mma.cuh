@@ -51,6 +51,23 @@ __device__ inline void load_transposed(u32 (&to)[4], u32 row) {
                  : "r"(row));
 }
 
+// How the L2 cache is to keep what is read once a step, such as weights and adapters: it leaves before
+// what is read again.
+__device__ inline u64 once() {
+    u64 policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
+// 16 bytes of that, which no kernel at work writes.
+__device__ inline uint4 fetch_once(const void* from) {
+    uint4 words;
+    asm("ld.global.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
+        : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+        : "l"(from), "l"(once()));
+    return words;
+}
+
 // 16 bytes from device to shared memory without waiting; zeros where there is nothing to copy.
 __device__ inline void copy_16(u32 to, const Element* from, bool exists) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
