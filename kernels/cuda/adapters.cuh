@@ -81,10 +81,10 @@ struct Adapters {
         sums = reinterpret_cast<float*>(shared + p.sums);
         h = reinterpret_cast<Element*>(shared + p.shrunk);
         ring = shared_address(shared + p.ring);
-        barriers = shared_address(shared) + 512;
-        needed = reinterpret_cast<u32*>(shared + 800);
+        barriers = shared_address(shared) + 640;
+        needed = reinterpret_cast<u32*>(shared + 928);
         count = *p.segment_count * p.targets;
-        columns = p.columns, first = blockIdx.x % gemm.splits * columns, stride = columns + 4;
+        columns = p.columns, first = (gemm.splits > 1 ? blockIdx.x % gemm.splits : 0) * columns, stride = columns + 4;
     }
 
     __device__ u32 landed(u32 slot) const { return barriers + slot * 8; }
@@ -123,6 +123,7 @@ struct Adapters {
                           u32 outputs) const {
         const u32 own = first < outputs ? min(outputs - first, columns) : 0;
         Segment next = p.segments[min(thread / p.targets, gemm.rows - 1)];
+#pragma unroll 1
         for (u32 n = thread; n < count; n += threads) {
             const Segment segment = next;
             if (n + threads < count) next = p.segments[(n + threads) / p.targets];
@@ -167,6 +168,7 @@ struct Adapters {
     __device__ void stage_h(u32 rows, u32 thread, u32 threads) const {
         const u32 from = needed[0] / 4 * 4, width = needed[0] < needed[1] ? (needed[1] - from + 3) / 4 : 0;
         const u32 all = rows * width, split = rows * p.h_stride;
+#pragma unroll 1
         for (u32 first = thread; first < all; first += STAGED * threads) {
             float sums[STAGED][4] = {};
             u32 at[STAGED];
@@ -198,7 +200,7 @@ struct Adapters {
 
     // The n-th slice of all; without columns if there are less.
     __device__ Slice find(u32 n) const {
-#pragma unroll 4
+#pragma unroll 1
         for (u32 i = 0; i < count; i++) {
             const Piece& piece = pieces[i];
             if (n < piece.slices) return slice_of(piece, piece.column_of(n));
@@ -216,23 +218,26 @@ struct Adapters {
         __syncwarp();
     }
 
-    __device__ void expand(u32 warp) const {
-        for (u32 i = warp, found = 0;; i += EXPANDERS, found++) {
-            if (found == SLICES) look_up(i), found = 0;
-            const Slice slice = slices[warp * SLICES + found];
-            if (slice.columns == 0) return;
-            const u32 slot = i % SLOTS;
-            wait_phase(landed(slot), i / SLOTS % 2);
+    // Those that were looked up. Returns whether there may be more, from `next` on.
+    __device__ bool expand(u32& next) const {
+        do {
+            const Slice slice = slices[next % EXPANDERS * SLICES + next / EXPANDERS % SLICES];
+            if (slice.columns == 0) return false;
+            const u32 slot = next % SLOTS;
+            wait_phase(landed(slot), next / SLOTS % 2);
             multiply(slice, ring + slot * p.slot_bytes);
             __syncwarp();
             if (threadIdx.x % 32 == 0) arrive(used(slot));
-        }
+            next += EXPANDERS;
+        } while (next / EXPANDERS % SLICES > 0);
+        return true;
     }
 
     __device__ void multiply(const Slice& slice, u32 b) const {
         const Element* x = h + slice.h;
         float* to = sums + slice.sums;
         if (!slice.even()) return multiply_any(slice, b, x, to);
+#pragma unroll 1
         for (u32 first = 0; first < slice.columns; first += TOGETHER * 16) {
             const u32 columns = min(slice.columns - first, TOGETHER * 16);
             multiply_even(slice, columns, b + first * slice.ranks * sizeof(Element), x, to + first);
@@ -246,6 +251,7 @@ struct Adapters {
         const u32 g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, ranks = slice.ranks;
         const u32 eight = 8 * ranks * sizeof(Element);  // columns of B, in bytes
         float results[TOGETHER][4] = {};
+#pragma unroll 1
         for (u32 rank = t * 8; rank < ranks + t * 8; rank += 32) {
             const bool some = rank < ranks;
             const u32 at = b + (g * ranks + rank) * sizeof(Element);

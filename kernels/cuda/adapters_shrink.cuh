@@ -41,7 +41,7 @@ struct OwnShrink {
 
     __device__ OwnShrink(const GemmStreamParams& gemm, unsigned char* shared)
         : p(gemm.adapters), inputs(gemm.inputs), rows(gemm.rows) {
-        ring = shared_address(shared + p.ring), barriers = shared_address(shared) + 704;
+        ring = shared_address(shared + p.ring), barriers = shared_address(shared) + 832;
         known = reinterpret_cast<ShrinkPiece*>(shared + p.known);
         shares = reinterpret_cast<float*>(known + A_SLOTS);
         items = *p.segment_count * p.shrink_tiles * p.splits;
@@ -137,6 +137,10 @@ struct OwnShrink {
     __device__ void await(u32 warp) const {
         if (items > 0 && warp == 0 && elect_lane()) await_all(p.pool, items);
         meet_expanders();
+    }
+
+    __device__ void leave(u32 warp) const {
+        if (items > 0 && warp == 0 && elect_lane()) ::leave(p.pool);
     }
 
     // What lane 4 g + t multiplies of A and x: of every 32 inputs those from 8 t on, of lora rank g and

@@ -48,18 +48,21 @@ __device__ inline void say(Word* word) {
     asm volatile("st.release.gpu.global.u32 [%0], 1;" ::"l"(&word->said) : "memory");
 }
 
-// For one thread of every block; the last one takes the word back. It must be these two kernels' own:
-// others may start to listen before this one has heard. Copies that run by themselves may then read
-// what the kernels before wrote.
+// For one thread of every block. It must be these two kernels' own: others may start to listen before
+// this one has heard. Copies that run by themselves may then read what the kernels before wrote.
 __device__ inline void hear(Word* word) {
     unsigned int said;
     do {
         asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(said) : "l"(&word->said) : "memory");
     } while (said == 0);
-    if (atomicAdd(&word->heard, 1) + 1 == gridDim.x) word->heard = word->said = 0;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("fence.proxy.async.global;" ::: "memory");
 #endif
+}
+
+// For the same threads, once they have done what is urgent: the last one takes the word back.
+__device__ inline void have_heard(Word* word) {
+    if (atomicAdd(&word->heard, 1) + 1 == gridDim.x) word->heard = word->said = 0;
 }
 
 // Pieces of work that the blocks of one kernel divide among them while it runs: shares that are taken,
@@ -96,5 +99,9 @@ __device__ inline void await_all(Pool* pool, unsigned int count) {
     do {
         asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(done) : "l"(&pool->done) : "memory");
     } while (done < count);
+}
+
+// For the same threads, once they have done what is urgent.
+__device__ inline void leave(Pool* pool) {
     if (atomicAdd(&pool->left, 1) + 1 == gridDim.x) pool->taken = pool->done = pool->left = 0;
 }

@@ -13,6 +13,7 @@ template <int COUNT_OF_COLUMNS, int BLOCKS>
 struct GroupProducts {
     static constexpr int COLUMNS = COUNT_OF_COLUMNS, TEAMS_MAX = 2;
     typedef ::Block<COLUMNS> Block;
+    static constexpr bool HAVE_ROOM = true;  // in registers
     static constexpr u32 X_BOX_BYTES = COLUMNS * 8 * BOX_ROW_BYTES;
 
     const Block& block;
@@ -73,16 +74,18 @@ struct GroupProducts {
     __device__ void multiply(u32 weight, u32 x) {
         const u32 boxes = block.p.boxes, weight_box = block.p.tile * BOX_ROW_BYTES;
         begin_products();
-        for (u32 box = 0; box < boxes; box++, weight += weight_box, x += X_BOX_BYTES) {
+        u64 left = matrix_at(weight, 16), right = matrix_at(x, 16);
+#pragma unroll 1
+        for (u32 box = 0; box < boxes; box++) {
 #pragma unroll
             for (u32 step = 0; step < STEPS_OF_BOX; step++) {
                 const u32 within = step * STEP * sizeof(Element);
 #pragma unroll
                 for (int i = 0; i < BLOCKS; i++) {
-                    multiply_boxes(sums[i], matrix_at(weight + i * BLOCK_BYTES + within, 16),
-                                   matrix_at(x + within, 16), true);
+                    multiply_boxes(sums[i], moved(left, i * BLOCK_BYTES + within), moved(right, within), true);
                 }
             }
+            left = moved(left, weight_box), right = moved(right, X_BOX_BYTES);
         }
         commit_products();
     }
@@ -95,20 +98,20 @@ struct GroupProducts {
 };
 
 // By rows of x, and 64s of outputs that a group has.
-#define GEMM_GROUPS(COLUMNS, ROWS, BLOCKS)                                          \
-    extern "C" __global__ void __launch_bounds__(THREADS, 1)                        \
+#define GEMM_GROUPS(COLUMNS, ROWS, BLOCKS, COUNT)                                   \
+    extern "C" __global__ void REGISTERS(COUNT, THREADS)                            \
         gemm_groups_##ROWS##_##BLOCKS(const __grid_constant__ GemmStreamParams p) { \
         gemm<GroupProducts<COLUMNS, BLOCKS>, false>(p);                             \
     }
 
-GEMM_GROUPS(1, 8, 1)
-GEMM_GROUPS(1, 8, 2)
-GEMM_GROUPS(2, 16, 1)
-GEMM_GROUPS(2, 16, 2)
-GEMM_GROUPS(4, 32, 1)
-GEMM_GROUPS(4, 32, 2)
-GEMM_GROUPS(8, 64, 1)
-GEMM_GROUPS(8, 64, 2)
+GEMM_GROUPS(1, 8, 1, 64)
+GEMM_GROUPS(1, 8, 2, 64)
+GEMM_GROUPS(2, 16, 1, 64)
+GEMM_GROUPS(2, 16, 2, 64)
+GEMM_GROUPS(4, 32, 1, 64)
+GEMM_GROUPS(4, 32, 2, 80)
+GEMM_GROUPS(8, 64, 1, 96)
+GEMM_GROUPS(8, 64, 2, 128)
 
 // Of more than 32 rows, they may shrink themselves. Of up to 8, 48 registers are what attention and
 // norms need them to have, to find room beside: a quarter of a block's warps shares a quarter of a
@@ -120,7 +123,8 @@ GEMM_GROUPS(8, 64, 2)
     }
 
 GEMM_ADAPTED_GROUPS(1, 8, 1, 48)
-GEMM_ADAPTED_GROUPS(4, 32, 1, 72)
-GEMM_ADAPTED_GROUPS(4, 32, 2, 72)
+GEMM_ADAPTED_GROUPS(2, 16, 1, 80)
+GEMM_ADAPTED_GROUPS(4, 32, 1, 80)
+GEMM_ADAPTED_GROUPS(4, 32, 2, 80)
 GEMM_ADAPTED_GROUPS(8, 64, 1, 88)
 GEMM_ADAPTED_GROUPS(8, 64, 2, 112)

@@ -35,6 +35,7 @@ template <int COUNT_OF_COLUMNS>
 struct WarpProducts {
     static constexpr int COLUMNS = COUNT_OF_COLUMNS, TEAMS_MAX = WARPS;
     typedef ::Block<COLUMNS> Block;
+    static constexpr bool HAVE_ROOM = false;  // in registers
     static constexpr u32 ROWS = COLUMNS * 8;
     static constexpr u32 APART = STEP * sizeof(Element);  // steps in a row of a box
 
@@ -150,7 +151,7 @@ GEMM_STREAM(gemm_stream_32, 4)
 GEMM_ADAPTED(gemm_adapted_8, 1, 136)
 GEMM_ADAPTED(gemm_adapted_16, 2, 136)
 #else
-GEMM_ADAPTED(gemm_adapted_8, 1, 72)
-GEMM_ADAPTED(gemm_adapted_16, 2, 88)
+GEMM_ADAPTED(gemm_adapted_8, 1, 88)
+GEMM_ADAPTED(gemm_adapted_16, 2, 104)
 #endif
-GEMM_ADAPTED(gemm_adapted_32, 4, 128)
+GEMM_ADAPTED(gemm_adapted_32, 4, 144)

@@ -155,18 +155,41 @@ struct AdaptersParams {
 };
 static_assert(sizeof(AdaptersParams) == 112, "kernels/src/cuda/beside.rs has the twin");
 
+constexpr u32 SQUARES_MAX = 160;  // blocks that have some of a row's outputs
+
+// The norm behind a product, as far as a block can do it: the residual stream takes up the result, and
+// `out` is what it then holds, times the norm's weight.
+struct TakenUpParams {
+    Element* residual;    // [rows, outputs], or null where nothing is taken up
+    const float* weight;  // [outputs]
+    float* squares;       // [rows, SQUARES_MAX]: sums of what blocks have of a row
+};
+
+// What that leaves to the product behind it: its results lack their row's factor, 1 / sqrt(mean + eps).
+struct FactorsParams {
+    const float* squares;  // [rows, SQUARES_MAX], or null where no factors are left
+    u32 count;             // of a row's
+    float eps;
+};
+static_assert(sizeof(TakenUpParams) == 24 && sizeof(FactorsParams) == 16,
+              "kernels/src/cuda/factors.rs has the twins");
+
 struct GemmStreamParams {
     TensorMap weight;  // [parts, outputs, inputs], boxes of `tile` rows of all parts together
     TensorMap x;       // [rows, inputs], boxes of as many rows as the kernel takes
     const void* bias;  // [outputs], or null; of the type of `out`
     void* out;         // [splits, rows, outputs]
     AdaptersParams adapters;
+    TakenUpParams taken_up;
+    FactorsParams factors;
     u32 rows, inputs, outputs;
     u32 full;    // whether `out` is f32
     u32 parts;   // 2 for a gate and what it lets through: out is silu(gate) * up
     u32 splits;  // of the inputs: as many blocks share a tile, and whoever reads `out` adds them up
     u32 tile;    // rows of the weight that a block takes at once: a multiple of 8
-    u32 boxes;   // of each operand in a stage of the ring
+    u32 tiles;   // of the weight
+    u32 chunks;  // of the inputs: what a stage of the ring has of them
+    u32 boxes;   // of each operand in a stage
     u32 stages;  // of the ring
     u32 flight;         // stages whose weights are under way at once
     u32 flight_beside;  // the same while the kernels before this one are at work

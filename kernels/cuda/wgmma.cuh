@@ -14,6 +14,9 @@ __device__ inline u64 matrix_at(u32 address, u32 apart) {
            (address & 0x3ffff) / 16;
 }
 
+// The same, so many bytes further on.
+__device__ inline u64 moved(u64 matrix, u32 bytes) { return matrix + bytes / 16; }
+
 // Registers and shared memory that products use are ready. Each warp of the group calls it.
 __device__ inline void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 

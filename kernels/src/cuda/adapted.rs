@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::ops::Ops;
 
 use super::Cuda;
+use super::factors::Norm;
 use super::gemm::{Form, Operands};
 use super::gemm_stream::ROWS_ANY;
 use super::lora::Site;
@@ -35,7 +36,7 @@ impl Cuda {
     ) -> Result<()> {
         let mut operands = Operands { x, weight, bias, out: &mut *out };
         let (form, adapters) = (Form::of(step.rows), (site, step, &mut *h));
-        if self.gemm.stream_adapted(&self.device, form, &mut operands, adapters)? {
+        if self.gemm.stream_adapted(&self.device, form, &mut operands, adapters)?.is_some() {
             return Ok(());
         }
         self.adapted_gemm_apart(x, (weight, bias), (site, step, h), out)
@@ -75,7 +76,8 @@ impl Cuda {
     ) -> Result<()> {
         let mut operands = Operands { x, weight, bias, out };
         let narrow = step.alike.is_some() && site.decode.staged() <= NARROW_RANK_MAX;
-        if narrow && self.gemm.stream(&self.device, Form::of(step.rows), &mut operands, None)? {
+        let form = Form::of(step.rows);
+        if narrow && self.gemm.stream(&self.device, form, &mut operands, None)?.is_some() {
             return self.lora_shrink(x, site, step, Exchange::None, h);
         }
         self.lora_shrink(x, site, step, Exchange::None, h)?;
@@ -101,7 +103,38 @@ impl Cuda {
             let (tools, norm) = ((&*self.device, &mut self.gemm), (residual, norm, eps));
             return lora_expand_norm(tools, h, (site, step), norm, hidden);
         }
+        if let Some(half) = self.half_norm((&*residual, norm, eps), step.rows, hidden) {
+            let mut operands = Operands { x, weight, bias, out: &mut *hidden };
+            let form = Form { norm: Norm::TakenUp(half.taken_up), ..Form::of(step.rows) };
+            let adapters = (site, step, &mut *h);
+            let streams = self.gemm.stream_adapted(&self.device, form, &mut operands, adapters)?;
+            if let Some(blocks) = streams {
+                self.factors.leave(half, blocks);
+                return Ok(());
+            }
+        }
         self.adapted_gemm(x, (weight, bias), (site, step, h), hidden)?;
         self.add_rms_norm(residual, norm, eps, step.rows, hidden)
+    }
+
+    /// A gate and what it lets through, each with what adapters add, and the activation.
+    pub(super) fn adapted_gated(
+        &mut self,
+        x: &Buf,
+        (weight, width): (&Weight, usize),
+        (site, step, h): (&Site, &Step, &mut Buf),
+        gate_up: &mut Buf,
+        out: &mut Buf,
+    ) -> Result<()> {
+        let mut operands = Operands { x, weight, bias: None, out: &mut *out };
+        let adapters = (site, step, &mut *h);
+        let form = Form { norm: self.factors.left(), ..Form::gated(step.rows) };
+        if self.gemm.stream_adapted(&self.device, form, &mut operands, adapters)?.is_some() {
+            self.factors.are_used();
+            return Ok(());
+        }
+        self.finish_norm()?;
+        self.gemm_and_shrink(x, (weight, None), (site, step, &mut *h), gate_up)?;
+        self.lora_expand_silu_mul(h, site, step, (gate_up, width), out)
     }
 }

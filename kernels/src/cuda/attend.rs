@@ -47,6 +47,7 @@ impl Cuda {
         if self.attend_in_splits(x, weight, (step, lent), &mut attend)? {
             return Ok(());
         }
+        self.finish_norm()?;
         match adapters {
             Some((site, h)) => self.adapted_gemm(x, weight, (site, step, h), attend.qkv)?,
             None => self.gemm(x, weight.0, weight.1, step.rows, attend.qkv)?,
@@ -63,12 +64,11 @@ impl Cuda {
         attend: &mut Attend<'_, Self>,
     ) -> Result<bool> {
         let Attend { heads, table, cache, out, .. } = attend;
-        let size = (step.rows, adapters.as_ref().map(|(site, _)| *site));
-        let splits = GemmStream::splits(&self.device, weight, size);
+        let splits = GemmStream::splits(&self.device, weight);
         if splits == 1 || !attention::rotates(&self.device, heads, step) {
             return Ok(false);
         }
-        let form = Form { splits, ..Form::of(step.rows) };
+        let form = Form { splits, norm: self.factors.left(), ..Form::of(step.rows) };
         let mut operands = Operands { x, weight, bias, out: &mut self.splits };
         let streams = match adapters {
             Some((site, h)) => {
@@ -77,11 +77,12 @@ impl Cuda {
             }
             None => self.gemm.stream(&self.device, form, &mut operands, None)?,
         };
-        if streams {
+        if streams.is_some() {
+            self.factors.are_used();
             let fused = Fused::Splits(&self.splits, splits);
             let operands = attention::Operands { fused, table: Some(table), cache, out };
             attention::attention(&self.device, &mut self.scratch, heads, step, operands)?;
         }
-        Ok(streams)
+        Ok(streams.is_some())
     }
 }

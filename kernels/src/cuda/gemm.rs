@@ -17,6 +17,7 @@ use crate::error::Result;
 
 use super::beside::{Adapters, Shrink};
 use super::device::Device;
+use super::factors::Norm;
 use super::gemm_stream::Size;
 use super::lora::Site;
 use super::lora_decode;
@@ -89,18 +90,20 @@ pub struct Operands<'a> {
     pub out: &'a mut Buf,
 }
 
-/// Rows of a product that streams, parts of its weight, and splits of its inputs ([`Size`]).
+/// Rows of a product that streams, parts of its weight, splits of its inputs ([`Size`]), and its
+/// own part in a norm.
 #[derive(Clone, Copy, Debug)]
 pub struct Form {
     pub rows: usize,
     pub parts: usize,
     pub splits: usize,
+    pub norm: Norm,
 }
 
 impl Form {
-    /// Of one part and not split.
+    /// Of one part and not split, that has no part in a norm.
     pub fn of(rows: usize) -> Self {
-        Self { rows, parts: 1, splits: 1 }
+        Self { rows, parts: 1, splits: 1, norm: Norm::Whole }
     }
 
     /// Of a gate and what it lets through.
@@ -137,8 +140,8 @@ impl Gemm {
     /// One product, by what is faster for so many rows.
     pub fn run(&mut self, device: &Device, rows: usize, mut operands: Operands<'_>) -> Result<()> {
         match self.stream(device, Form::of(rows), &mut operands, None)? {
-            true => Ok(()),
-            false => self.run_large(device, rows, operands),
+            Some(_) => Ok(()),
+            None => self.run_large(device, rows, operands),
         }
     }
 
@@ -211,24 +214,23 @@ impl Gemm {
 
     /// The product by `gemm_stream.rs`, with what adapters add, where it takes it: of two parts, a
     /// gate and what it lets through, `out = silu(x gate^T) * (x up^T)`; of several splits, whoever
-    /// reads `out` adds them up. False if it does not.
+    /// reads `out` adds them up. Returns in how many blocks; `None` if it does not.
     pub fn stream(
         &self,
         device: &Device,
         form: Form,
         operands: &mut Operands<'_>,
         adapters: Option<&Adapters<'_>>,
-    ) -> Result<bool> {
+    ) -> Result<Option<usize>> {
         let size = operands.size(form);
         let takes = operands.streams(device, &size, adapters);
         let Some(kernels) = device.kernels.gemm_stream.as_ref().filter(|_| takes) else {
-            return Ok(false);
+            return Ok(None);
         };
         let addresses =
             operands.addresses(device, form.rows, form.splits * form.rows * size.outputs);
         let out = operands.out.dtype();
-        kernels.launch(device, out, &addresses, size, adapters)?;
-        Ok(true)
+        kernels.launch(device, out, &addresses, size, adapters).map(Some)
     }
 
     /// [`Self::stream`] with what adapters add, beside their shrink or behind it, `h` being theirs.
@@ -238,13 +240,13 @@ impl Gemm {
         form: Form,
         operands: &mut Operands<'_>,
         (site, step, h): (&Site, &Step, &mut Buf),
-    ) -> Result<bool> {
+    ) -> Result<Option<usize>> {
         let word = self.words.address() + (self.turn * WORD_BYTES) as u64;
         let shrink = site.decode.shrink(form.rows, word);
         let adapters = Adapters { site, step, h: &*h, shrink };
         let size = operands.size(form);
         if !operands.streams(device, &size, Some(&adapters)) {
-            return Ok(false);
+            return Ok(None);
         }
         self.turn = (self.turn + 1) % WORDS;
         if !matches!(shrink, Shrink::Within(_)) {
@@ -266,14 +268,15 @@ impl Gemm {
 }
 
 impl Operands<'_> {
-    fn size(&self, Form { rows, parts, splits }: Form) -> Size {
+    fn size(&self, Form { rows, parts, splits, norm }: Form) -> Size {
         let (inputs, outputs) = (self.weight.cols, self.weight.rows / parts);
-        Size { rows, inputs, outputs, parts, splits }
+        Size { rows, inputs, outputs, parts, splits, norm }
     }
 
     /// Whether `gemm_stream.rs` takes it.
     fn streams(&self, device: &Device, size: &Size, adapters: Option<&Adapters<'_>>) -> bool {
-        let even = size.parts == 1 || size.outputs.is_multiple_of(8) && self.bias.is_none();
+        let plain = size.parts == 1 && !matches!(size.norm, Norm::TakenUp(_));
+        let even = plain || size.outputs.is_multiple_of(8) && self.bias.is_none();
         let kernels = device.kernels.gemm_stream.as_ref();
         even && kernels.is_some_and(|kernels| kernels.takes(device, size, adapters))
     }

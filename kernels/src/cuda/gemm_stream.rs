@@ -1,8 +1,6 @@
 //! Launches `gemm_stream.cu` and `gemm_groups.cu`: products of few rows, whose weights stream from
 //! memory.
 
-use std::ops::RangeInclusive;
-
 use contract::tensor::DType;
 use cudarc::driver::sys::{
     self, CUtensorMap, CUtensorMapDataType, CUtensorMapFloatOOBfill, CUtensorMapInterleave,
@@ -13,8 +11,8 @@ use crate::error::Result;
 
 use super::beside::{Adapters, AdaptersParams};
 use super::device::{Device, Grid, Kernel, to_u32};
+use super::factors::{FactorsParams, Norm, SQUARES_MAX, TakenUpParams};
 use super::gemm::Addresses;
-use super::lora::Site;
 use super::program::Programs;
 use super::status::During;
 use super::weight::Weight;
@@ -32,6 +30,8 @@ pub struct GemmStreamParams {
     bias: u64,
     out: u64,
     adapters: AdaptersParams,
+    taken_up: TakenUpParams,
+    factors: FactorsParams,
     rows: u32,
     inputs: u32,
     outputs: u32,
@@ -39,6 +39,8 @@ pub struct GemmStreamParams {
     parts: u32,
     splits: u32,
     tile: u32,
+    tiles: u32,
+    chunks: u32,
     boxes: u32,
     stages: u32,
     flight: u32,
@@ -47,7 +49,7 @@ pub struct GemmStreamParams {
     teams: u32,
     ring: u32,
     sums: u32,
-    padding: [u32; 17],
+    padding: [u32; 5],
 }
 
 const _: () = assert!(size_of::<GemmStreamParams>() == 512);
@@ -66,8 +68,9 @@ const BY_GROUPS: [(usize, [&str; 2]); 4] = [
     (32, ["gemm_groups_32_1", "gemm_groups_32_2"]),
     (64, ["gemm_groups_64_1", "gemm_groups_64_2"]),
 ];
-const ADAPTED_BY_GROUPS: [(usize, [&str; 2]); 3] = [
+const ADAPTED_BY_GROUPS: [(usize, [&str; 2]); 4] = [
     (8, ["gemm_adapted_groups_8_1"; 2]),
+    (16, ["gemm_adapted_groups_16_1"; 2]),
     (32, ["gemm_adapted_groups_32_1", "gemm_adapted_groups_32_2"]),
     (64, ["gemm_adapted_groups_64_1", "gemm_adapted_groups_64_2"]),
 ];
@@ -88,27 +91,15 @@ pub const ROWS_ANY: usize = 16;
 /// registers, and with more rows it is no faster.
 const BESIDE_GROUPS_MAX: usize = 32;
 
-/// Rows of a step whose products beside shrink leave some multiprocessors without a block: where
-/// the norm of a row waits, the next product's block would start late. Norms of fewer rows find
-/// room beside a product (`gemm_groups.cu`), and more rows have too many (docs/performance.md).
-const ROWS_WITH_ROOM: RangeInclusive<usize> = 9..=16;
-
-/// Rows of the weight in a unit of work, then.
-const UNIT_WITH_ROOM: usize = 16;
-
-fn leaves_room(rows: usize, site: &Site) -> bool {
-    ROWS_WITH_ROOM.contains(&rows) && site.decode.is_one_a_processor(rows)
-}
-
 /// Outputs of a tile from which on groups multiply few rows without adapters, too: as fast, and in
 /// fewer registers, which leaves more to the kernels beside them. With fewer outputs, warps are
 /// faster. With adapters that is so of rows and outputs for which 48 registers do.
 const OUTPUTS_MIN: usize = 56;
-const ADAPTED_ROWS_MAX: usize = 8;
+const ADAPTED_ROWS_MAX: usize = 16;
 const ADAPTED_OUTPUTS_MAX: usize = 128;
 
 /// Threads of a block: warps that multiply, and two that copy; with adapters there are five more.
-const THREADS: u32 = 320;
+const THREADS: u32 = 352;
 const ADAPTED_THREADS: u32 = THREADS + 160;
 
 /// Kernels for tiles of up to 128 outputs, and for larger ones.
@@ -182,14 +173,7 @@ impl GemmStream {
 
     /// In how many splits a product of such a weight is fastest, if whoever reads the result adds
     /// them up.
-    pub fn splits(
-        device: &Device,
-        weight: &Weight,
-        (rows, adapted): (usize, Option<&Site>),
-    ) -> usize {
-        if adapted.is_some_and(|site| leaves_room(rows, site)) {
-            return 1;
-        }
+    pub fn splits(device: &Device, weight: &Weight) -> usize {
         cut::splits(device.processors, weight.rows, weight.cols)
     }
 
@@ -203,6 +187,9 @@ impl GemmStream {
         let Some((by, most, _)) = self.kernels(rows, tiles.tile, adapters.is_some()) else {
             return false;
         };
+        if matches!(size.norm, Norm::TakenUp(_)) && !tiles.are_taken_up() {
+            return false;
+        }
         let any = rows <= ROWS_ANY;
         let even = any || rows <= by.rows_max(tiles.tile);
         let Some(adapters) = adapters else {
@@ -214,7 +201,7 @@ impl GemmStream {
     }
 
     /// A product that [`Self::takes`] took. `outputs` are those of one part: of two, the result is
-    /// `silu(gate) * up`.
+    /// `silu(gate) * up`. Returns how many blocks it has.
     pub fn launch(
         &self,
         device: &Device,
@@ -222,8 +209,8 @@ impl GemmStream {
         at: &Addresses,
         size: Size,
         adapters: Option<&Adapters<'_>>,
-    ) -> Result<()> {
-        let Size { rows, inputs, outputs, parts, splits } = size;
+    ) -> Result<usize> {
+        let Size { rows, inputs, outputs, parts, splits, norm } = size;
         let tiles = size.tiles(device.processors, adapters);
         let kernels = self.kernels(rows, tiles.tile, adapters.is_some());
         let (by, most, both) = kernels.expect("asked for too many rows: this is a bug");
@@ -232,6 +219,11 @@ impl GemmStream {
         let kernel = &both[usize::from(cut.team > WIDE)];
         let threads = if adapters.is_some() { ADAPTED_THREADS } else { THREADS };
         let part_rows = cut.tile / parts;
+        let (taken_up, factors) = match norm {
+            Norm::Whole => Default::default(),
+            Norm::TakenUp(taken_up) => (taken_up, FactorsParams::default()),
+            Norm::Factors(factors) => (TakenUpParams::default(), factors),
+        };
         let params = GemmStreamParams {
             weight: map(device.dtype, at.weight, [parts, outputs, inputs], [part_rows, cut.boxes])?,
             x: map(device.dtype, at.x, [1, rows, inputs], [most, cut.boxes])?,
@@ -240,6 +232,8 @@ impl GemmStream {
             adapters: adapters
                 .map(|it| it.params(tiles.columns, cut.beside, at.x, cut.blocks))
                 .unwrap_or_default(),
+            taken_up,
+            factors,
             rows: to_u32(rows),
             inputs: to_u32(inputs),
             outputs: to_u32(outputs),
@@ -247,6 +241,8 @@ impl GemmStream {
             parts: to_u32(parts),
             splits: to_u32(splits),
             tile: to_u32(cut.tile),
+            tiles: to_u32(tiles.count),
+            chunks: to_u32((inputs / BOX).div_ceil(cut.boxes)),
             boxes: to_u32(cut.boxes),
             stages: to_u32(cut.stages),
             flight: to_u32(cut.flight),
@@ -255,9 +251,10 @@ impl GemmStream {
             teams: to_u32(cut.teams),
             ring: to_u32(BARRIERS_BYTES),
             sums: to_u32(cut.sums),
-            padding: [0; 17],
+            padding: [0; 5],
         };
-        device.launch(kernel, Grid::of(cut.blocks, threads).shared(SHARED_BYTES), &params)
+        device.launch(kernel, Grid::of(cut.blocks, threads).shared(SHARED_BYTES), &params)?;
+        Ok(cut.blocks)
     }
 }
 
@@ -270,12 +267,12 @@ pub struct Size {
     pub parts: usize,
     /// Of the inputs: the result is `[splits, rows, outputs]`, and whoever reads it adds them up.
     pub splits: usize,
+    pub norm: Norm,
 }
 
 impl Size {
     fn tiles(&self, processors: usize, adapters: Option<&Adapters<'_>>) -> Tiles {
         let unit = match adapters {
-            Some(adapters) if leaves_room(self.rows, adapters.site) => UNIT_WITH_ROOM,
             Some(adapters) => UNIT.max(self.parts * adapters.unit()),
             None => UNIT,
         };

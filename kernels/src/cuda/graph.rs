@@ -28,6 +28,8 @@ pub struct Graphs {
     recorded: HashMap<Alike, Graph>,
     /// Addresses that all were recorded with: of index data and of attention's scratch.
     with: (u64, [u64; 2]),
+    /// Whether they serve the step at work.
+    pub serve: bool,
 }
 
 impl Cuda {

@@ -26,6 +26,7 @@ mod embed;
 mod rms_norm;
 mod add_rms_norm;
 mod adapted;
+mod factors;
 mod gemm;
 mod gemm_stream;
 mod beside;
@@ -74,10 +75,10 @@ use crate::ops::{
 };
 use crate::sampling::device::on_device;
 
-use adapted::SUM_ROWS_MIN;
 use attention::Scratch;
 use cache::Cache;
 use device::Device;
+use factors::Factors;
 use gemm::{Form, Gemm};
 use graph::Graphs;
 use idle::Idle;
@@ -103,6 +104,7 @@ pub struct Cuda {
     scratch: Scratch,
     /// Products whose inputs are in splits, for attention to add up.
     splits: Buf,
+    factors: Factors,
     graphs: Graphs,
     /// Whether a pair with an exchange was ever loaded: graphs don't serve those.
     exchanges: bool,
@@ -127,6 +129,7 @@ impl Cuda {
             gemm: Gemm::new(&device)?,
             scratch: Scratch::new(&device.stream)?,
             splits: attend::splits(&device)?,
+            factors: Factors::new(&device)?,
             graphs: Graphs::default(),
             exchanges: false,
             tokens: Tokens::new(&device)?,
@@ -212,6 +215,11 @@ impl Ops for Cuda {
         mut work: impl FnMut(&mut Self) -> Result<(), E>,
     ) -> Result<(), E> {
         self.idle.begin(&self.device)?;
+        self.graphs.serve = step.alike.is_some();
+        let mut work = |cuda: &mut Self| -> Result<(), E> {
+            work(cuda)?;
+            Ok(cuda.finish_norm()?)
+        };
         match step.alike {
             Some(alike) => self.launch_alike(alike, work)?,
             None => work(self)?,
@@ -253,6 +261,7 @@ impl Ops for Cuda {
         rows: usize,
         out: &mut Buf,
     ) -> Result<()> {
+        self.finish_norm()?;
         self.gemm.run(&self.device, rows, gemm::Operands { x, weight, bias, out })
     }
 
@@ -265,7 +274,9 @@ impl Ops for Cuda {
         out: &mut Buf,
     ) -> Result<()> {
         let mut operands = gemm::Operands { x, weight, bias: None, out };
-        if self.gemm.stream(&self.device, Form::gated(rows), &mut operands, None)? {
+        let form = Form { norm: self.factors.left(), ..Form::gated(rows) };
+        if self.gemm.stream(&self.device, form, &mut operands, None)?.is_some() {
+            self.factors.are_used();
             return Ok(());
         }
         self.gemm(x, weight, None, rows, gate_up)?;
@@ -279,6 +290,7 @@ impl Ops for Cuda {
         adapters: (&Site, &Step, &mut Buf),
         out: &mut Buf,
     ) -> Result<()> {
+        self.finish_norm()?;
         self.adapted_product(x, weight, adapters, out)
     }
 
@@ -290,13 +302,7 @@ impl Ops for Cuda {
         rows: usize,
         hidden: &mut Buf,
     ) -> Result<()> {
-        if rows >= SUM_ROWS_MIN {
-            let operands = gemm::Operands { x, weight, bias, out: &mut *residual };
-            self.gemm.add_large(&self.device, rows, operands)?;
-            return self.rms_norm(residual, norm, eps, rows, hidden);
-        }
-        self.gemm(x, weight, bias, rows, hidden)?;
-        self.add_rms_norm(residual, norm, eps, rows, hidden)
+        self.add_norm(x, (weight, bias), (residual, norm, eps), rows, hidden)
     }
 
     fn adapted_gemm_add_rms_norm(
@@ -318,14 +324,7 @@ impl Ops for Cuda {
         gate_up: &mut Buf,
         out: &mut Buf,
     ) -> Result<()> {
-        let mut operands = gemm::Operands { x, weight, bias: None, out: &mut *out };
-        let adapters = (site, step, &mut *h);
-        let form = Form::gated(step.rows);
-        if self.gemm.stream_adapted(&self.device, form, &mut operands, adapters)? {
-            return Ok(());
-        }
-        self.gemm_and_shrink(x, (weight, None), (site, step, &mut *h), gate_up)?;
-        self.lora_expand_silu_mul(h, site, step, (gate_up, width), out)
+        self.adapted_gated(x, (weight, width), (site, step, h), gate_up, out)
     }
 
     fn head_norm(
@@ -406,6 +405,7 @@ impl Ops for Cuda {
         picked: Range<usize>,
         out: &mut Buf,
     ) -> Result<()> {
+        self.finish_norm()?;
         pick_rows::pick_rows(&self.device, x, width, (step, picked), out)
     }
 
@@ -425,6 +425,7 @@ impl Ops for Cuda {
         exchange: Exchange,
         h: &mut Buf,
     ) -> Result<()> {
+        self.finish_norm()?;
         lora_shrink::lora_shrink((&self.device, &mut self.gemm), x, site, step, exchange, h)
     }
 

@@ -39,7 +39,7 @@ macro_rules! embedded {
 
 const HEADERS: &[Source] = embedded!(
     ".cuh": "adapters", "adapters_shrink", "add_norm", "attention", "attention_own",
-        "attention_tiles", "bulk",
+        "attention_tiles", "bulk", "factors",
     "chain", "cluster", "element", "gemm_stream", "lora", "lora_decode", "lora_decode_expand",
     "lora_few", "lora_long", "mma", "paged", "params", "peer", "reduce", "shrink_sums", "wgmma"
 );

@@ -20,6 +20,13 @@ pub struct RmsNormParams {
 
 const _: () = assert!(size_of::<RmsNormParams>() == 32);
 
+impl RmsNormParams {
+    /// Of rows at `x`, to `out`.
+    pub fn new(x: u64, weight: &Weight, eps: f32, out: u64) -> Self {
+        Self { x, weight: weight.floats(), out, width: to_u32(weight.cols), eps }
+    }
+}
+
 pub fn rms_norm(
     device: &Device,
     x: &Buf,
@@ -30,13 +37,11 @@ pub fn rms_norm(
 ) -> Result<()> {
     let elements = rows.end * weight.cols;
     let skipped = (rows.start * weight.cols * device.dtype.bytes()) as u64;
-    let params = RmsNormParams {
-        x: x.address(device.dtype, elements) + skipped,
-        weight: weight.floats(),
-        out: out.address(device.dtype, elements) + skipped,
-        width: to_u32(weight.cols),
-        eps,
-    };
-    let grid = Grid::of(rows.len(), threads_for(weight.cols, 512));
-    device.launch(&device.kernels.rms_norm, grid, &params)
+    let [x, out] = [x, out].map(|buf| buf.address(device.dtype, elements) + skipped);
+    launch(device, rows.len(), &RmsNormParams::new(x, weight, eps, out))
+}
+
+pub fn launch(device: &Device, rows: usize, params: &RmsNormParams) -> Result<()> {
+    let grid = Grid::of(rows, threads_for(params.width as usize, 512));
+    device.launch(&device.kernels.rms_norm, grid, params)
 }

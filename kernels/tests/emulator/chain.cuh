@@ -15,6 +15,7 @@ inline void wait_for_previous() {
     previous();
 }
 inline void wait_for_previous_alone() { wait_for_previous(); }
+inline void let_next_in() {}
 
 struct Pool {
     unsigned taken, done, left;
@@ -27,7 +28,10 @@ inline bool are_left(const Pool* pool, unsigned shares) {
 inline void give(Pool* pool, unsigned count) { pool->done += count; }
 inline void await_all(Pool* pool, unsigned count) {
     wait_until("pieces of others", [&] { return pool->done == count; });
+}
+inline void leave(Pool* pool) {
     if (++pool->left == gridDim.x) *pool = {};
 }
 inline void say(Word*) {}
 inline void hear(Word*) { wait_for_previous(); }
+inline void have_heard(Word*) {}

@@ -214,6 +214,7 @@ std::common_type_t<A, B> max(A a, B b) {
     return static_cast<std::common_type_t<A, B>>(a) > b ? a : b;
 }
 inline int __clz(unsigned x) { return __builtin_clz(x); }
+inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 inline float __expf(float x) { return expf(x); }
 inline float __fdividef(float x, float y) { return x / y; }
 inline float __uint_as_float(unsigned x) {

@@ -48,7 +48,7 @@ struct Cut {
         auto under_way = [&](u32 bytes) {
             return max(1u, min(stages, bytes * PROCESSORS / (blocks * weight)));
         };
-        flight = under_way(96 << 10), flight_beside = under_way(48 << 10);
+        flight = under_way(96 << 10), flight_beside = under_way((bytes_beside(columns) > 0 ? 32 : 48) << 10);
     }
 };
 
@@ -138,6 +138,7 @@ static void check(bool in_groups, Shape shape, bool biased, AdapterSet* adapters
     }
     p.rows = rows, p.inputs = inputs, p.outputs = outputs, p.parts = parts, p.tile = cut.tile;
     p.splits = splits;
+    p.tiles = divide_up(all, cut.tile), p.chunks = divide_up(inputs / 64, cut.boxes);
     p.boxes = cut.boxes, p.stages = cut.stages, p.team = cut.team, p.teams = cut.teams;
     p.flight = cut.flight, p.flight_beside = cut.flight_beside, p.ring = 1024, p.sums = cut.sums;
     launch(cut.blocks, adapters ? ADAPTED_THREADS : THREADS, [&] {

@@ -29,6 +29,10 @@ INSTRUCTIONS = [
     ),
     (r'asm volatile\("prefetch\.[^;]*;" ::"l"\([^;]*\)\);', ";"),
     (r'asm volatile\("bar\.sync (\d), (\d+);" ::: "memory"\);', r"named_sync(\1, \2);"),
+    (
+        r'asm volatile\("bar\.(sync|arrive) (\d), %0;" ::"n"\(([^)]*)\) : "memory"\);',
+        r"named_\1(\2, \3);",
+    ),
     (r'asm volatile\("bar\.arrive (\d), (\d+);" ::: "memory"\);', r"named_arrive(\1, \2);"),
     (r'asm\("ex2\.approx[^;]*;[^;]*;', "power = exp2f(x);"),
     (r'asm\("cvt\.rn\.bf16\.f32[^;]*;[^;]*;', "out.bits = bf16_bits(x);"),

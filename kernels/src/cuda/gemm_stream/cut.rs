@@ -1,6 +1,8 @@
 //! How products of few rows are shared among a device's blocks, and how a block uses its shared
 //! memory.
 
+use super::SQUARES_MAX;
+
 /// Warps that multiply.
 const WARPS: usize = 8;
 
@@ -41,8 +43,10 @@ const ROWS_OF_LARGE_STAGES: usize = 33;
 /// (docs/performance.md).
 const FLIGHT_BYTES: usize = 96 << 10;
 
-/// The same while the kernels before it are at work.
+/// The same while the kernels before it are at work; and of a product with adapters, until these
+/// are shrunk, as A comes from memory meanwhile, and is waited for.
 const FLIGHT_BESIDE_BYTES: usize = 48 << 10;
+const FLIGHT_ADAPTED_BYTES: usize = 32 << 10;
 
 /// Room for barriers, and before them for the start to be aligned.
 pub const BARRIERS_BYTES: usize = 1024;
@@ -140,7 +144,7 @@ pub struct Tiles {
     blocks: usize,
     /// Rows that a block takes at once.
     pub tile: usize,
-    count: usize,
+    pub count: usize,
     /// Columns that a block adds to what adapters do.
     pub columns: usize,
 }
@@ -162,6 +166,12 @@ impl Tiles {
         let count = weight_rows.div_ceil(SPLIT_TILE);
         let columns = SPLIT_TILE.div_ceil(splits).next_multiple_of(8);
         Self { blocks: count * splits, tile: SPLIT_TILE, count, columns }
+    }
+
+    /// Whether a block has all that it sees of a row in the lanes of a warp, four outputs each, and
+    /// there is room for what all of them say of it.
+    pub fn are_taken_up(&self) -> bool {
+        self.one_each() && self.tile <= OUTPUTS && self.count <= SQUARES_MAX
     }
 
     pub fn one_each(&self) -> bool {
@@ -200,6 +210,7 @@ impl Cut {
         let weight = boxes * tile * BOX_ROW_BYTES;
         let stage = weight + boxes * rows * BOX_ROW_BYTES;
         let sums = by.sums_bytes(rows);
+        let flight_beside = if beside > 0 { FLIGHT_ADAPTED_BYTES } else { FLIGHT_BESIDE_BYTES };
         let beside = beside.max(by.past_bytes(tile, team)).next_multiple_of(BARRIERS_BYTES);
         let room = SHARED_BYTES - 2 * BARRIERS_BYTES - beside;
         // Behind its only tile, a block has no use for the ring.
@@ -211,7 +222,7 @@ impl Cut {
         // Fewer blocks have more to bring; no more than the ring holds, or its barriers would be
         // waited for a round late.
         let flight = |bytes: usize| (bytes * processors / (blocks * weight)).clamp(1, stages);
-        let (flight, flight_beside) = (flight(FLIGHT_BYTES), flight(FLIGHT_BESIDE_BYTES));
+        let (flight, flight_beside) = (flight(FLIGHT_BYTES), flight(flight_beside));
         let beside = BARRIERS_BYTES + room;
         Self { blocks, tile, boxes, stages, team, teams, flight, flight_beside, sums, beside }
     }
