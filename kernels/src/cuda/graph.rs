@@ -70,10 +70,27 @@ impl Cuda {
         Ok(Graph(graph))
     }
 
-    /// Launches what a step computes: as the graph that was recorded for steps like it, if there is
-    /// one. The first such step is launched piece by piece, which plans and allocates, and then
-    /// recorded while the device works on it.
+    /// Launches what a step computes, in which products may share norms: none is left half done,
+    /// whatever fails.
     pub(super) fn launch_alike<E: From<Error>>(
+        &mut self,
+        alike: Alike,
+        mut work: impl FnMut(&mut Self) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.graphs.serve = true;
+        let done = self.replay_or_record(alike, |cuda: &mut Self| -> Result<(), E> {
+            work(cuda)?;
+            Ok(cuda.finish_norm()?)
+        });
+        self.graphs.serve = false;
+        self.factors.are_used();
+        done
+    }
+
+    /// By the graph that was recorded for steps like it, if there is one. The first such step is
+    /// launched piece by piece, which plans and allocates, and then recorded while the device works
+    /// on it.
+    fn replay_or_record<E: From<Error>>(
         &mut self,
         alike: Alike,
         mut work: impl FnMut(&mut Self) -> Result<(), E>,

@@ -215,11 +215,6 @@ impl Ops for Cuda {
         mut work: impl FnMut(&mut Self) -> Result<(), E>,
     ) -> Result<(), E> {
         self.idle.begin(&self.device)?;
-        self.graphs.serve = step.alike.is_some();
-        let mut work = |cuda: &mut Self| -> Result<(), E> {
-            work(cuda)?;
-            Ok(cuda.finish_norm()?)
-        };
         match step.alike {
             Some(alike) => self.launch_alike(alike, work)?,
             None => work(self)?,

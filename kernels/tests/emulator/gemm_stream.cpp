@@ -85,9 +85,39 @@ static void by_groups(const GemmStreamParams& p, u32 most, bool adapted) {
     }
 }
 
+// A product's part in a norm, behind it or before it.
+enum class Norm { WHOLE, TAKEN_UP, FACTORS };
+
+// What kernels read and write of it.
+struct Halves {
+    Elements residual;
+    std::vector<float> weight, squares;
+    double eps = 0.25;
+
+    Halves(u32 rows, u32 outputs, Norm norm)
+        : residual(some(size_t{rows} * outputs, 1.0f)), squares(rows * SQUARES_MAX, NAN) {
+        for (u32 i = 0; i < outputs; i++) weight.push_back(any());
+        for (float& square : squares) {
+            if (norm == Norm::FACTORS) square = any() + 1.5f;
+        }
+    }
+
+    double sum(u32 row, u32 count) const {
+        double sum = 0.0;
+        for (u32 i = 0; i < count; i++) sum += squares[row * SQUARES_MAX + i];
+        return sum;
+    }
+};
+
+static void expect(const char* what, u32 row, u32 output, double got, double want) {
+    if (fabs(got - want) <= 1e-2 * (1.0 + fabs(want))) return;
+    printf("%s of row %u, output %u is %f, not %f\n", what, row, output, got, want);
+    fail("gemm_stream", row);
+}
+
 // With `a_blocks`, the product shrinks for its adapters, whose A have so many diagonal blocks.
 static void check(bool in_groups, Shape shape, bool biased, AdapterSet* adapters = nullptr,
-                  u32 a_blocks = 0) {
+                  u32 a_blocks = 0, Norm norm = Norm::WHOLE) {
     const auto [rows, inputs, outputs, parts, splits] = shape;
     const u32 all = outputs * parts, most = rows <= 8 ? 8 : rows <= 16 ? 16 : rows <= 32 ? 32 : 64;
     const Elements weight = some(size_t{all} * inputs, 0.125f);
@@ -141,6 +171,13 @@ static void check(bool in_groups, Shape shape, bool biased, AdapterSet* adapters
     p.tiles = divide_up(all, cut.tile), p.chunks = divide_up(inputs / 64, cut.boxes);
     p.boxes = cut.boxes, p.stages = cut.stages, p.team = cut.team, p.teams = cut.teams;
     p.flight = cut.flight, p.flight_beside = cut.flight_beside, p.ring = 1024, p.sums = cut.sums;
+    Halves halves(rows, outputs, norm);
+    const Elements residual = halves.residual;
+    if (norm == Norm::TAKEN_UP) {
+        p.taken_up = {halves.residual.data(), halves.weight.data(), halves.squares.data()};
+    }
+    const u32 count = 1 + device.chance() % 132;
+    if (norm == Norm::FACTORS) p.factors = {halves.squares.data(), count, float(halves.eps)};
     launch(cut.blocks, adapters ? ADAPTED_THREADS : THREADS, [&] {
         if (!in_groups) return by_warps(p, most, adapters);
         cut.team > 2 ? by_groups<2>(p, most, adapters) : by_groups<1>(p, most, adapters);
@@ -148,13 +185,29 @@ static void check(bool in_groups, Shape shape, bool biased, AdapterSet* adapters
     if (a_blocks > 0) adapters->check_h(x, inputs);
     if (pool.taken + pool.done + pool.left > 0) fail("what was taken is left", pool.taken);
     auto sum = [&](u32 row, u32 output) {
-        double sum = biased ? to_f32(bias[output]) : 0.0;
+        double sum = 0.0;
         for (u32 i = 0; i < inputs; i++) {
             const Element w = weight[size_t{output} * inputs + i];
             sum += to_f32(x[size_t{row} * inputs + i]) * to_f32(w);
         }
-        return sum + (adapters ? adapters->sum(row, output) : 0.0);
+        if (adapters) sum += adapters->sum(row, output);
+        if (norm == Norm::FACTORS) sum /= sqrt(halves.sum(row, count) / inputs + halves.eps);
+        return sum + (biased ? to_f32(bias[output]) : 0.0);
     };
+    if (norm == Norm::TAKEN_UP) {
+        for (u32 row = 0; row < rows; row++) {
+            double squares = 0.0;
+            for (u32 output = 0; output < outputs; output++) {
+                const size_t at = size_t{row} * outputs + output;
+                const double now = to_f32(halves.residual[at]);
+                expect("residual", row, output, now, to_f32(residual[at]) + sum(row, output));
+                expect("hidden", row, output, to_f32(out[at]), now * halves.weight[output]);
+                squares += now * now;
+            }
+            expect("squares", row, 0, halves.sum(row, p.tiles), squares);
+        }
+        return;
+    }
     for (u32 row = 0; row < rows; row++) {
         for (u32 output = 0; output < outputs; output++) {
             double want = sum(row, output);
@@ -163,9 +216,7 @@ static void check(bool in_groups, Shape shape, bool biased, AdapterSet* adapters
             for (u32 i = 0; i < splits && splits > 1; i++) {
                 got += in_splits[(size_t{i} * rows + row) * outputs + output];
             }
-            if (fabs(got - want) <= 1e-2 * (1.0 + fabs(want))) continue;
-            printf("row %u, output %u is %f, not %f\n", row, output, got, want);
-            fail("gemm_stream with rows", rows);
+            expect("result", row, output, got, want);
         }
     }
 }
@@ -188,6 +239,17 @@ int main(int, char** arguments) {
         check(in_groups, {16, 1088, 100, 1, 2}, true);
     }
     check(true, {50, 1600, 90, 1, 2}, true);
+    for (const Norm norm : {Norm::TAKEN_UP, Norm::FACTORS}) {
+        for (const bool in_groups : {false, true}) {
+            check(in_groups, {1, 1024, 96, 1}, false, nullptr, 0, norm);
+            check(in_groups, {7, 640, 224, 1}, false, nullptr, 0, norm);
+            check(in_groups, {16, 576, 200, 1}, false, nullptr, 0, norm);
+            check(in_groups, {29, 192, 256, 1}, false, nullptr, 0, norm);
+        }
+        check(true, {64, 576, 248, 1}, false, nullptr, 0, norm);
+    }
+    check(true, {41, 192, 448, 2}, false, nullptr, 0, Norm::FACTORS);
+    check(true, {6, 2048, 64, 1, 4}, true, nullptr, 0, Norm::FACTORS);
     check(true, {41, 192, 448, 2}, false);
     const Slots even = {{{{16, 1}, {16, 1}}}, {{{64, 1}, {0, 1}}}, {{{128, 1}, {24, 1}}},
                         {{{0, 1}, {256, 1}}}, {{{8, 1}, {96, 1}}}};
@@ -223,6 +285,12 @@ int main(int, char** arguments) {
     adapted({6, 2048, 128, 1, 2}, diagonal, {{0, 4}, {NOBODY, 1}, {0, 1}}, 1);
     // More slices than warps look up at once.
     adapted({16, 64, 512, 1}, even, std::vector<Share>(16, {3, 1}), 1);
+    for (const Norm norm : {Norm::TAKEN_UP, Norm::FACTORS}) {
+        const std::vector<Share> some = {{NOBODY, 2}, {0, 1}, {1, 1}, {2, 1}, {3, 1}, {4, 2}};
+        AdapterSet few(even, some, 1, 64, 192), by_warps(odd, some, 2, 64, 192);
+        check(true, {8, 1024, 192, 1}, false, &few, 0, norm);
+        check(false, {8, 1024, 192, 1}, false, &by_warps, 0, norm);
+    }
     const std::vector<Share> many = {{0, 8}, {3, 8}, {1, 8}, {NOBODY, 3}, {4, 8}, {2, 8}, {0, 6}};
     for (const u32 outputs : {256u, 640u}) {
         AdapterSet few(even, many, 2, 128, outputs), own(even, many, 2, 128, outputs);

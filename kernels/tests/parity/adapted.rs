@@ -1,6 +1,7 @@
 //! Products of decode together with what adapters add.
 
 use contract::adapter::Exchange;
+use kernels::error::Result;
 use kernels::ops::{Ops, Precision, Rows};
 
 use crate::bench::{Bench, Case, poisoned, poisoned_as, upload, weight};
@@ -133,6 +134,11 @@ fn check_mix<O: Ops>(
         let name = format!("adapted {rows} x {input} x {targets:?}, {dtype}");
         bench.agree(&name, dtype, &plain);
         bench.agree(&format!("{name}, normed"), dtype, &norm);
+        for adapts in [true, false] {
+            let first = normed(bench, &norm.lora, &norm.weight);
+            let between = Between::new(bench, first, adapts);
+            bench.agree(&format!("{name}, a norm between, {adapts}"), dtype, &between);
+        }
         if targets[0] == targets[1] {
             let scaled = weight.iter().map(|weight| weight / 8.0).collect();
             let behind = Behind::Activation;
@@ -213,5 +219,66 @@ impl Case for Adapted {
             }
         }
         ops.read(&y, lora.rows() * outputs).expect("the output")
+    }
+}
+
+/// A norm between two products, the second of a gate and of what it lets through, in one launch of
+/// decode: what is left of the norm by then is a backend's own affair.
+struct Between {
+    first: Adapted,
+    /// Whether adapters add to the first product.
+    adapts: bool,
+    gate_up: Vec<f32>,
+}
+
+/// Outputs of the gate.
+const GATED: usize = 40;
+
+impl Between {
+    fn new<O: Ops>(bench: &mut Bench<O>, first: Adapted, adapts: bool) -> Self {
+        let width = first.lora.targets[0];
+        let values = bench.random.values(2 * GATED * width);
+        // Small sums, as above.
+        let scale = 1.0 / (width as f32).sqrt();
+        Self { first, adapts, gate_up: values.iter().map(|value| value * scale).collect() }
+    }
+}
+
+impl Case for Between {
+    fn run<O: Ops>(&self, ops: &mut O) -> Vec<f32> {
+        let Adapted { lora, weight: values, behind, .. } = &self.first;
+        let Behind::Norm { residual, scale } = behind else { unreachable!("it is normed") };
+        let (site, width, dtype) = (lora.site(ops), lora.targets[0], lora.dtype);
+        let step = ops.step(&lora.batch(), lora.rows() + 3).expect("a step");
+        let padded = |values: &[f32], width: usize| {
+            let mut values = values.to_vec();
+            values.resize(step.rows() * width, f32::NAN);
+            values
+        };
+        let x = upload(ops, &padded(&lora.x, lora.input()));
+        let mut residual = upload(ops, &padded(residual, width));
+        let matrix = weight(ops, values, lora.input(), dtype);
+        let scale = weight(ops, scale, width, dtype);
+        let next = weight(ops, &self.gate_up, width, dtype);
+        let len = ops.lora_len(&site, &step, Exchange::None);
+        let mut h = poisoned_as(ops, len.max(1), Precision::Full);
+        let mut hidden = poisoned(ops, step.rows() * width);
+        let mut gate_up = poisoned(ops, step.rows() * 2 * GATED);
+        let mut out = poisoned(ops, step.rows() * GATED);
+        let done = ops.launch(&step, |ops| -> Result<()> {
+            let (both, norm) = ((&matrix, None), (&mut residual, &scale, 1e-5));
+            match self.adapts {
+                true => {
+                    let adapters = (&site, &step, &mut h);
+                    ops.adapted_gemm_add_rms_norm(&x, both, adapters, norm, &mut hidden)?;
+                }
+                false => ops.gemm_add_rms_norm(&x, both, norm, step.rows(), &mut hidden)?,
+            }
+            ops.gemm_silu_mul(&hidden, &next, (step.rows(), GATED), &mut gate_up, &mut out)
+        });
+        done.expect("two products and a norm between them");
+        let mut all = ops.read(&out, lora.rows() * GATED).expect("the output");
+        all.extend(ops.read(&residual, lora.rows() * width).expect("the sum"));
+        all
     }
 }
