@@ -84,7 +84,8 @@ struct Adapters {
         barriers = shared_address(shared) + 640;
         needed = reinterpret_cast<u32*>(shared + 928);
         count = *p.segment_count * p.targets;
-        columns = p.columns, first = (gemm.splits > 1 ? blockIdx.x % gemm.splits : 0) * columns, stride = columns + 4;
+        columns = p.columns, stride = columns + 4;
+        first = gemm.splits > 1 ? blockIdx.x % gemm.splits * columns : 0;
     }
 
     __device__ u32 landed(u32 slot) const { return barriers + slot * 8; }

@@ -41,8 +41,9 @@ __device__ void find_factors(const FactorsParams& p, u32 rows, u32 width, float*
             float4 some[TOGETHER];
 #pragma unroll
             for (u32 n = 0; n < TOGETHER; n++) {
-                const u32 row = min(first + n, rows - 1), start = row * SQUARES_MAX;
-                some[n] = __ldcg(reinterpret_cast<const float4*>(p.squares + start + min(at, SQUARES_MAX - 4)));
+                const u32 start = min(first + n, rows - 1) * SQUARES_MAX;
+                const float* from = p.squares + start + min(at, SQUARES_MAX - 4);
+                some[n] = __ldcg(reinterpret_cast<const float4*>(from));
             }
 #pragma unroll
             for (u32 n = 0; n < TOGETHER; n++) sums[n] += sum_of(some[n], at, p.count);

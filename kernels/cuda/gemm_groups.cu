@@ -82,7 +82,8 @@ struct GroupProducts {
                 const u32 within = step * STEP * sizeof(Element);
 #pragma unroll
                 for (int i = 0; i < BLOCKS; i++) {
-                    multiply_boxes(sums[i], moved(left, i * BLOCK_BYTES + within), moved(right, within), true);
+                    const u64 block = moved(left, i * BLOCK_BYTES + within);
+                    multiply_boxes(sums[i], block, moved(right, within), true);
                 }
             }
             left = moved(left, weight_box), right = moved(right, X_BOX_BYTES);
@@ -97,7 +98,8 @@ struct GroupProducts {
     }
 };
 
-// By rows of x, and 64s of outputs that a group has.
+// By rows of x, 64s of outputs that a group has, and registers: with 64 of them, attention finds room
+// beside. A quarter of a block's warps shares a quarter of a multiprocessor's registers.
 #define GEMM_GROUPS(COLUMNS, ROWS, BLOCKS, COUNT)                                   \
     extern "C" __global__ void REGISTERS(COUNT, THREADS)                            \
         gemm_groups_##ROWS##_##BLOCKS(const __grid_constant__ GemmStreamParams p) { \
@@ -113,9 +115,8 @@ GEMM_GROUPS(4, 32, 2, 80)
 GEMM_GROUPS(8, 64, 1, 96)
 GEMM_GROUPS(8, 64, 2, 128)
 
-// Of more than 32 rows, they may shrink themselves. Of up to 8, 48 registers are what attention and
-// norms need them to have, to find room beside: a quarter of a block's warps shares a quarter of a
-// multiprocessor's registers.
+// Of more than 32 rows, they may shrink themselves. There are more warps: so 48 registers leave attention
+// room beside up to 8 rows, and 80 leave it to shrink.
 #define GEMM_ADAPTED_GROUPS(COLUMNS, ROWS, BLOCKS, COUNT)                                   \
     extern "C" __global__ void REGISTERS(COUNT, ADAPTED_THREADS)                            \
         gemm_adapted_groups_##ROWS##_##BLOCKS(const __grid_constant__ GemmStreamParams p) { \

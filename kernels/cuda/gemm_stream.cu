@@ -138,8 +138,8 @@ GEMM_STREAM(gemm_stream_8, 1)
 GEMM_STREAM(gemm_stream_16, 2)
 GEMM_STREAM(gemm_stream_32, 4)
 
-// With adapters a block has one tile, and no more registers than leave room for the kernels that are
-// to be ready beside it: attention, and where there are more rows, the next shrink.
+// With adapters a block has one tile, and of up to 8 rows no more registers than leave room for shrink,
+// which is to be ready beside it.
 #define GEMM_ADAPTED(NAME, COLUMNS, COUNT)                       \
     extern "C" __global__ void REGISTERS(COUNT, ADAPTED_THREADS) \
         NAME(const __grid_constant__ GemmStreamParams p) {       \

@@ -9,7 +9,8 @@
 // kernels before this one are still at work. Only so much of it is under way at a time, while they
 // are even less, that those kernels' own loads do not queue behind it.
 // What adapters add is computed beside it, by warps of their own (adapters.cuh). Where a kernel ahead
-// shrinks x for it, x may be there before that has ended.
+// shrinks x for it, x may be there before that has ended. Norms before and behind are shared by products
+// (factors.cuh): one warp finds the factors of x meanwhile.
 // The outputs are the left operand's rows and the rows of x the right one's columns. As many warps as
 // have all outputs of the tile are a team. Teams have stages of the ring of their own, so that what one
 // waits for in a stage, to load and to multiply, costs the others no time: a full ring is used up
@@ -234,7 +235,8 @@ struct Results {
         }
 #pragma unroll
         for (u32 n = 0; n < 4; n++) {
-            if (output + n < p.outputs) from_f32(to[n], sum[n] + (bias ? to_f32(bias[output + n]) : 0.0f));
+            if (output + n >= p.outputs) continue;
+            from_f32(to[n], sum[n] + (bias ? to_f32(bias[output + n]) : 0.0f));
         }
     }
 
@@ -423,7 +425,8 @@ __device__ void gemm(const GemmStreamParams& p) {
     }
     if (warp == WARPS + 2 && p.factors.squares) {
         await_x<32>();
-        find_factors<Products::COLUMNS == 8 ? 16 : 8>(p.factors, p.rows, p.inputs, reinterpret_cast<float*>(shared + FACTORS));
+        float* factors = reinterpret_cast<float*>(shared + FACTORS);
+        find_factors<Products::COLUMNS == 8 ? 16 : 8>(p.factors, p.rows, p.inputs, factors);
         tell_factors();
     }
     if (ADAPTED && warp >= THREADS / 32) add<SHRINKS>(block, shared);

@@ -7,7 +7,6 @@ use crate::error::Result;
 use crate::ops::Ops;
 
 use super::Cuda;
-use super::factors::Norm;
 use super::gemm::{Form, Operands};
 use super::gemm_stream::ROWS_ANY;
 use super::lora::Site;
@@ -103,15 +102,9 @@ impl Cuda {
             let (tools, norm) = ((&*self.device, &mut self.gemm), (residual, norm, eps));
             return lora_expand_norm(tools, h, (site, step), norm, hidden);
         }
-        if let Some(half) = self.half_norm((&*residual, norm, eps), step.rows, hidden) {
-            let mut operands = Operands { x, weight, bias, out: &mut *hidden };
-            let form = Form { norm: Norm::TakenUp(half.taken_up), ..Form::of(step.rows) };
-            let adapters = (site, step, &mut *h);
-            let streams = self.gemm.stream_adapted(&self.device, form, &mut operands, adapters)?;
-            if let Some(blocks) = streams {
-                self.factors.leave(half, blocks);
-                return Ok(());
-            }
+        let (adapters, halved) = (Some((site, step, &mut *h)), (&*residual, norm, eps));
+        if self.share_norm(x, (weight, bias), adapters, halved, step.rows, hidden)? {
+            return Ok(());
         }
         self.adapted_gemm(x, (weight, bias), (site, step, h), hidden)?;
         self.add_rms_norm(residual, norm, eps, step.rows, hidden)

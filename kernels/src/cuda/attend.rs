@@ -70,13 +70,8 @@ impl Cuda {
         }
         let form = Form { splits, norm: self.factors.left(), ..Form::of(step.rows) };
         let mut operands = Operands { x, weight, bias, out: &mut self.splits };
-        let streams = match adapters {
-            Some((site, h)) => {
-                let adapters = (site, step, h);
-                self.gemm.stream_adapted(&self.device, form, &mut operands, adapters)?
-            }
-            None => self.gemm.stream(&self.device, form, &mut operands, None)?,
-        };
+        let adapters = adapters.map(|(site, h)| (site, step, h));
+        let streams = self.gemm.stream_either(&self.device, form, &mut operands, adapters)?;
         if streams.is_some() {
             self.factors.are_used();
             let fused = Fused::Splits(&self.splits, splits);

@@ -12,8 +12,10 @@ use super::adapted::SUM_ROWS_MIN;
 use super::device::{Device, to_u32};
 use super::gemm::{Form, Operands};
 use super::gemm_stream::ROWS_MAX;
+use super::lora::Site;
 use super::memory::{Buf, Memory};
 use super::rms_norm::{RmsNormParams, launch};
+use super::step::Step;
 use super::weight::Weight;
 
 /// Blocks that have some of a row's outputs, at most.
@@ -94,7 +96,7 @@ impl Cuda {
     /// A norm whose first half the product before it may do, in a step of decode, and whose other
     /// half is left to who reads `hidden`; to [`Self::finish_norm`] if that cannot do it. Of f16,
     /// `residual * weight` might be too large.
-    pub(super) fn half_norm(
+    fn half_norm(
         &self,
         (residual, weight, eps): (&Buf, &Weight, f32),
         rows: usize,
@@ -112,6 +114,27 @@ impl Cuda {
         Some(HalfNorm { taken_up, whole, rows, eps })
     }
 
+    /// The product before a norm, with what adapters add, and the first half of it: where that is
+    /// possible, else it does nothing and returns false.
+    pub(super) fn share_norm(
+        &mut self,
+        x: &Buf,
+        (weight, bias): (&Weight, Option<&Weight>),
+        adapters: Option<(&Site, &Step, &mut Buf)>,
+        norm: (&Buf, &Weight, f32),
+        rows: usize,
+        hidden: &mut Buf,
+    ) -> Result<bool> {
+        let Some(half) = self.half_norm(norm, rows, hidden) else { return Ok(false) };
+        let mut operands = Operands { x, weight, bias, out: hidden };
+        let form = Form { norm: Norm::TakenUp(half.taken_up), ..Form::of(rows) };
+        let streams = self.gemm.stream_either(&self.device, form, &mut operands, adapters)?;
+        if let Some(blocks) = streams {
+            self.factors.leave(half, blocks);
+        }
+        Ok(streams.is_some())
+    }
+
     /// A product whose result the residual stream takes up, and the norm behind it.
     pub(super) fn add_norm(
         &mut self,
@@ -126,13 +149,9 @@ impl Cuda {
             self.gemm.add_large(&self.device, rows, operands)?;
             return self.rms_norm(residual, norm, eps, rows, hidden);
         }
-        if let Some(half) = self.half_norm((&*residual, norm, eps), rows, hidden) {
-            let mut operands = Operands { x, weight, bias, out: &mut *hidden };
-            let form = Form { norm: Norm::TakenUp(half.taken_up), ..Form::of(rows) };
-            if let Some(blocks) = self.gemm.stream(&self.device, form, &mut operands, None)? {
-                self.factors.leave(half, blocks);
-                return Ok(());
-            }
+        let halved = (&*residual, norm, eps);
+        if self.share_norm(x, (weight, bias), None, halved, rows, hidden)? {
+            return Ok(());
         }
         self.gemm(x, weight, bias, rows, hidden)?;
         self.add_rms_norm(residual, norm, eps, rows, hidden)

@@ -256,6 +256,20 @@ impl Gemm {
         self.stream(device, form, operands, Some(&adapters))
     }
 
+    /// One of the two.
+    pub fn stream_either(
+        &mut self,
+        device: &Device,
+        form: Form,
+        operands: &mut Operands<'_>,
+        adapters: Option<(&Site, &Step, &mut Buf)>,
+    ) -> Result<Option<usize>> {
+        match adapters {
+            Some(adapters) => self.stream_adapted(device, form, operands, adapters),
+            None => self.stream(device, form, operands, None),
+        }
+    }
+
     /// f32 values in the type that products take; they are there until the next call.
     pub fn round(&mut self, device: &Device, from: u64, elements: usize) -> Result<u64> {
         let bytes = elements * device.dtype.bytes();

@@ -93,12 +93,13 @@ const BESIDE_GROUPS_MAX: usize = 32;
 
 /// Outputs of a tile from which on groups multiply few rows without adapters, too: as fast, and in
 /// fewer registers, which leaves more to the kernels beside them. With fewer outputs, warps are
-/// faster. With adapters that is so of rows and outputs for which 48 registers do.
+/// faster. With adapters that is so of few outputs; of 9 to 16 rows it was not measured.
 const OUTPUTS_MIN: usize = 56;
 const ADAPTED_ROWS_MAX: usize = 16;
 const ADAPTED_OUTPUTS_MAX: usize = 128;
 
-/// Threads of a block: warps that multiply, and two that copy; with adapters there are five more.
+/// Threads of a block: warps that multiply, two that copy, and one that finds factors; with
+/// adapters there are five more.
 const THREADS: u32 = 352;
 const ADAPTED_THREADS: u32 = THREADS + 160;
 
